@@ -1,0 +1,298 @@
+"""What flows between rooms, and what each part promises.
+
+Glossary of shapes: B rows of a batch, L positions a network sees, T tokens of a row that can be scored (a row holds
+T+1), V real vocabulary size, D width, H heads, R rows of a cache, n selected rows.
+t = 0 is clean, t = 1 fully corrupted. `log_p` is normalised, `logits` are not. Units are nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from armillary.records import Document, Kind
+
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+"""Ids every tokenizer gives its four special tokens. Text never encodes to them."""
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who may see whom, given to every mixer at every call and never fixed at construction.
+
+    direction: "causal" (a position sees itself and earlier ones), "full" (all), or "blocks" (the input is
+    [noisy ; clean], 2 L wide, cut in blocks of `block` positions; arXiv 2503.09573).
+    segments: which document a position belongs to, -1 for padding; positions see only their own segment.
+    None says that each row is one segment without padding, and lets attention take its fastest path.
+    positions: the place of each token in its document, for positional encodings; None says 0 .. L-1.
+    target_positions: the position each one predicts, in any-order runs only (arXiv 2404.09562).
+    """
+
+    direction: Literal["causal", "full", "blocks"] = "causal"
+    segments: Int[Tensor, "B L"] | None = None
+    positions: Int[Tensor, "B L"] | None = None
+    target_positions: Int[Tensor, "B L"] | None = None
+    block: int | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of T+1 tokens. Autoregressive: inputs [:-1], targets [1:]; every other objective takes tokens [1:].
+
+    segments: document number within the row, -1 for padding; None where rows are whole and documents may see
+    each other. scored: which tokens count in the loss (the first of a row never does).
+    """
+
+    tokens: Int[Tensor, "B T1"]
+    scored: Bool[Tensor, "B T1"]
+    segments: Int[Tensor, "B T1"] | None = None
+    positions: Int[Tensor, "B T1"] | None = None
+
+    def rows(self, part: slice) -> Batch:
+        """Some of the rows: a micro-batch, or a rank's share."""
+
+        def cut(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[part]
+
+        return Batch(self.tokens[part], self.scored[part], cut(self.segments), cut(self.positions))
+
+    def to(self, device: torch.device) -> Batch:
+        def move(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, non_blocking=True)
+
+        return Batch(
+            self.tokens.to(device, non_blocking=True),
+            self.scored.to(device, non_blocking=True),
+            move(self.segments),
+            move(self.positions),
+        )
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Sums, never means: the loop divides by the scored tokens of the whole step, over micro-batches and ranks.
+
+    total: what is differentiated (label smoothing, weights and auxiliary terms included).
+    nats: the likelihood or bound itself, detached, nothing but the likelihood. parts: named components, detached sums.
+    """
+
+    total: Float[Tensor, ""]
+    nats: Float[Tensor, ""]
+    n_tokens: Int[Tensor, ""]
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """A file of text/sources: a frozen part that reads documents, in the same order every time."""
+
+    @property
+    def boundary(self) -> Literal["newline", "end_of_text"]:
+        """What the end of a document stands for: a newline of the text, or an event without bytes."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Plain facts that change when the text would (names, sizes and SHA-256 of files); no absolute path.
+
+        Raises Refusal where the text cannot be found.
+        """
+        ...
+
+    def read(self) -> Iterator[Document]: ...
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. Lossless ones round-trip any UTF-8 exactly, whatever special-looking text it holds."""
+
+    @property
+    def n_vocab(self) -> int:
+        """Every id is below it; the four specials and chat markers included."""
+        ...
+
+    @property
+    def is_lossless(self) -> bool: ...
+
+    @property
+    def markers(self) -> dict[str, int]:
+        """Chat markers and their ids: single tokens, the last of the vocabulary. Text never encodes to them."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone: no bos or eos is added."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One int32 array a text, equal to `encode` of each, faster."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text; special ids give nothing; bytes that are not UTF-8 come as U+FFFD."""
+        ...
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for in the middle of a text; empty for specials."""
+        ...
+
+    def save(self, folder: Path) -> Path:
+        """Writes the model file into a folder that exists, and returns its path."""
+        ...
+
+
+class TokenizerPart(Protocol):
+    """A file of tokens/tokenizers: its fields are the configuration, it trains and loads tokenizers."""
+
+    def train(self, texts: Iterable[str]) -> Tokenizer:
+        """Raises Refusal where the vocabulary is smaller than the alphabet."""
+        ...
+
+    def load(self, folder: Path) -> Tokenizer: ...
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """State of decoding for rows × capacity tokens, preallocated. Nothing grows, nothing is kept on modules."""
+
+    lengths: Int[Tensor, " R"]
+    capacity: int
+
+    @property
+    def can_rewind(self) -> bool: ...
+
+    def reset(self, rows: Int[Tensor, " n"]) -> None:
+        """Empties rows, so that other texts can be admitted there."""
+        ...
+
+    def select(self, rows: Int[Tensor, " n"]) -> Cache:
+        """A cache of only these rows, copied."""
+        ...
+
+    def at(self, rows: Int[Tensor, " n"]) -> Cache:
+        """The same storage, seen as these rows only: a forward pass writes into them."""
+        ...
+
+    def rewind(self, rows: Int[Tensor, " n"], n: Int[Tensor, " n"]) -> None:
+        """Forgets the last n tokens of each row."""
+        ...
+
+
+class Backbone(Protocol):
+    """(B, L, D) → (B, L, D). Honours every layout and cache it is given, or does not exist."""
+
+    def __call__(
+        self,
+        x: Float[Tensor, "B L D"],
+        layout: Layout,
+        condition: Float[Tensor, "..."] | None = None,
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "B L D"]: ...
+
+    def allocate(self, n_rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype) -> Cache: ...
+
+
+class BackbonePart(Protocol):
+    """A file of backbones/: a frozen part whose fields are the shape; `build` makes the module, initialised."""
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest row it can see, where positions are learned; None where there is no limit."""
+        ...
+
+    def build(self) -> torch.nn.Module: ...
+
+
+class Head(Protocol):
+    """From selected rows of the last hidden state to the vocabulary, a chunk at a time: (B, L, V) never exists."""
+
+    def nll(self, rows: Float[Tensor, "n D"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]: ...
+
+    def weighted_nll(
+        self,
+        rows: Float[Tensor, "n D"],
+        targets: Int[Tensor, " n"],
+        weights: Float[Tensor, " n"] | None = None,
+        label_smoothing: float = 0.0,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " n"]]:
+        """(Σ weights · smoothed loss, to differentiate; nats of each row, detached and without smoothing)."""
+        ...
+
+    def log_p(self, rows: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]: ...
+
+    def reduce(self, rows: Float[Tensor, "n D"], fn: Callable[..., Tensor], *extras: Tensor) -> Float[Tensor, "n ..."]:
+        """`fn(log_p of a chunk, the chunk of each extra)`, with one entry a row; differentiable."""
+        ...
+
+
+class Network(Protocol):
+    """What an objective sees of a model."""
+
+    @property
+    def head(self) -> Head: ...
+
+    def hidden(
+        self,
+        tokens: Int[Tensor, "B L"],
+        layout: Layout,
+        condition: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "B L D"]: ...
+
+
+class Objective(Protocol):
+    """What is learnt. A frozen part; it shares with a sampler only the forward process, never itself."""
+
+    @property
+    def kind(self) -> Kind:
+        """What `score` is: exact or a bound."""
+        ...
+
+    @property
+    def n_extra_embeddings(self) -> int:
+        """Embedding rows beyond the vocabulary: 1 for an absorbing corruption, whose MASK is row V."""
+        ...
+
+    def draw(self, n_rows: int, n_tokens: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """All randomness of one step for the *global* batch, rows first; the loop gives each rank its slice."""
+        ...
+
+    def loss(self, network: Network, batch: Batch, draws: dict[str, Tensor]) -> Loss: ...
+
+    def score(self, network: Network, batch: Batch, draws: dict[str, Tensor]) -> Float[Tensor, "B T"]:
+        """Nats of each token of [1:], zero where it is not scored. The others are context, given clean."""
+        ...
+
+
+class NextToken(Protocol):
+    """The view a left-to-right sampler has of a model: log-probabilities of the next token, slot by slot."""
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens a slot can hold."""
+        ...
+
+    @property
+    def n_slots(self) -> int: ...
+
+    def start(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> Float[Tensor, "n V"]:
+        """Admits prompts of any lengths into empty slots."""
+        ...
+
+    def advance(self, slots: Sequence[int], tokens: Int[Tensor, " n"]) -> Float[Tensor, "n V"]:
+        """One more token for each of these slots."""
+        ...
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Empties slots whose text has ended."""
+        ...
+
+
+PartFields = dict[str, Any]
