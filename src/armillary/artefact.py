@@ -67,7 +67,7 @@ def writing(folder: Path, kind: str, about: dict[str, Any]) -> Iterator[Path]:
 
 
 def read(folder: Path, kind: str | None = None, *, verify: bool = True) -> Manifest:
-    """The manifest, after every file's size and SHA-256 were checked. Raises Refusal that names the file and the fix."""
+    """The manifest, after every file's size and SHA-256 were checked. Raises Refusal that names the file."""
     path = folder / MANIFEST
     if not path.is_file():
         raise Refusal(f"{folder}: no {MANIFEST} here; give the folder of an artefact or checkpoint")

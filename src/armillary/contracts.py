@@ -90,6 +90,7 @@ class Loss:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Source(Protocol):
     """A file of text/sources: a frozen part that reads documents, in the same order every time."""
 
@@ -108,6 +109,7 @@ class Source(Protocol):
     def read(self) -> Iterator[Document]: ...
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to ids and back. Lossless ones round-trip any UTF-8 exactly, whatever special-looking text it holds."""
 
@@ -145,6 +147,7 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
 class TokenizerPart(Protocol):
     """A file of tokens/tokenizers: its fields are the configuration, it trains and loads tokenizers."""
 
@@ -182,6 +185,7 @@ class Cache(Protocol):
         ...
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """(B, L, D) → (B, L, D). Honours every layout and cache it is given, or does not exist."""
 
@@ -196,6 +200,7 @@ class Backbone(Protocol):
     def allocate(self, n_rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype) -> Cache: ...
 
 
+@runtime_checkable
 class BackbonePart(Protocol):
     """A file of backbones/: a frozen part whose fields are the shape; `build` makes the module, initialised."""
 
@@ -210,6 +215,7 @@ class BackbonePart(Protocol):
     def build(self) -> torch.nn.Module: ...
 
 
+@runtime_checkable
 class Head(Protocol):
     """From selected rows of the last hidden state to the vocabulary, a chunk at a time: (B, L, V) never exists."""
 
@@ -232,6 +238,7 @@ class Head(Protocol):
         ...
 
 
+@runtime_checkable
 class Network(Protocol):
     """What an objective sees of a model."""
 
@@ -247,6 +254,7 @@ class Network(Protocol):
     ) -> Float[Tensor, "B L D"]: ...
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What is learnt. A frozen part; it shares with a sampler only the forward process, never itself."""
 
@@ -271,6 +279,7 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
 class NextToken(Protocol):
     """The view a left-to-right sampler has of a model: log-probabilities of the next token, slot by slot."""
 

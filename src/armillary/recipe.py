@@ -132,7 +132,7 @@ class Recipe(Section):
         for phase in self.mixture:
             if set(phase.weights) != set(self.corpora):
                 raise ValueError(
-                    f"mixture: weights name {sorted(phase.weights)}, the corpora are {sorted(self.corpora)}; give each one"
+                    f"mixture: weights name {sorted(phase.weights)}, the corpora are {sorted(self.corpora)}"
                 )
             if min(phase.weights.values()) < 0 or sum(phase.weights.values()) <= 0:
                 raise ValueError("mixture: weights must be at least 0 and not all 0")

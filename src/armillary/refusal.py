@@ -1,4 +1,4 @@
-"""How bad input is refused: one line that names the thing and the fix. The cellar of the house: imports nothing of it."""
+"""How bad input is refused: one line that names the thing and the fix. Imports nothing of the house."""
 
 from __future__ import annotations
 

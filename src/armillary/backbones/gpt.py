@@ -1,0 +1,100 @@
+"""GPT: learned positions, pre-LayerNorm blocks, GELU, biases.
+
+Source: Radford et al. 2019 (GPT-2); initialisation N(0, 0.02), biases 0.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from armillary.contracts import Layout
+from armillary.nn.attention import Attention
+from armillary.nn.cache import AttentionState, DecodingCache
+from armillary.nn.feed_forward import GeluNetwork
+from armillary.nn.sight import Sight, look
+from armillary.nn.stack import Stack
+from armillary.refusal import Refusal
+from armillary.registry import Part
+
+
+class Gpt(Part):
+    """Shape of a GPT. max_length is how many positions are learned: the packing's window."""
+
+    d_model: int = Field(256, ge=1)
+    n_layers: int = Field(6, ge=1)
+    n_heads: int = Field(4, ge=1)
+    d_ff: int | None = Field(None, ge=1)
+    max_length: int = Field(128, ge=1)
+    gelu: Literal["exact", "tanh"] = "exact"
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def heads_divide_the_width(self) -> Gpt:
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+        return self
+
+    @property
+    def width(self) -> int:
+        return self.d_model
+
+    def build(self) -> GptBackbone:
+        return GptBackbone(self)
+
+
+class GptBackbone(nn.Module):
+    def __init__(self, shape: Gpt) -> None:
+        super().__init__()
+        self.shape = shape
+        self.position_embedding = nn.Embedding(shape.max_length, shape.d_model)
+        self.drop = nn.Dropout(shape.dropout)
+        self.blocks = Stack(_Block(shape) for _ in range(shape.n_layers))
+        self.norm = nn.LayerNorm(shape.d_model)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B L D"],
+        layout: Layout,
+        condition: Float[Tensor, "..."] | None = None,
+        cache: DecodingCache | None = None,
+    ) -> Float[Tensor, "B L D"]:
+        sight = look(layout, x.shape[1], x.device, cache)
+        if sight.positions.shape[1] > self.shape.max_length:
+            raise Refusal(
+                f"a row of {sight.positions.shape[1]} tokens, and {self.shape.max_length} positions are learned; "
+                "set model.backbone.max_length to the longest row"
+            )
+        x = x + self.position_embedding(sight.positions)
+        x = self.blocks(self.drop(x), cache, sight)
+        return self.norm(x)
+
+    def allocate(self, n_rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype) -> DecodingCache:
+        s = self.shape
+        shape = (n_rows, s.n_heads, capacity, s.d_model // s.n_heads)
+        layers = [AttentionState.allocate(shape, device=device, dtype=dtype) for _ in range(s.n_layers)]
+        return DecodingCache.of(layers, n_rows, capacity)
+
+
+class _Block(nn.Module):
+    def __init__(self, shape: Gpt) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(shape.d_model)
+        self.attention = Attention(shape.d_model, shape.n_heads, bias=True, dropout=shape.dropout)
+        self.mlp_norm = nn.LayerNorm(shape.d_model)
+        hidden = shape.d_ff or 4 * shape.d_model
+        self.mlp = GeluNetwork(shape.d_model, hidden, "tanh" if shape.gelu == "tanh" else "none")
+        self.drop = nn.Dropout(shape.dropout)
+
+    def forward(self, x: Float[Tensor, "B L D"], sight: Sight, state: AttentionState | None) -> Float[Tensor, "B L D"]:
+        x = x + self.drop(self.attention(self.attention_norm(x), sight, state=state))
+        return x + self.drop(self.mlp(self.mlp_norm(x)))

@@ -1,0 +1,111 @@
+"""LLaMA: RMSNorm, rotary positions, SwiGLU, grouped queries, no biases.
+
+Source: Touvron et al. 2023, arXiv 2302.13971; grouped queries as in arXiv 2307.09288.
+Differs: the two matrices that write into the residual stream start smaller by sqrt(2 · layers), as in GPT-2.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from armillary.contracts import Layout
+from armillary.nn.attention import Attention
+from armillary.nn.cache import AttentionState, DecodingCache
+from armillary.nn.feed_forward import SwiGlu
+from armillary.nn.rotary import Rotation, rotation
+from armillary.nn.sight import Sight, look
+from armillary.nn.stack import Stack
+from armillary.registry import Part
+
+
+class Llama(Part):
+    """Shape of a LLaMA."""
+
+    d_model: int = Field(256, ge=1)
+    n_layers: int = Field(6, ge=1)
+    n_heads: int = Field(4, ge=1)
+    n_kv_heads: int | None = Field(None, ge=1)
+    d_ff: int | None = Field(None, ge=1)
+    rope_theta: float = Field(10_000.0, gt=0)
+    norm_eps: float = Field(1e-5, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def heads_fit(self) -> Llama:
+        if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
+            raise ValueError(
+                f"d_model {self.d_model} must be an even multiple of n_heads {self.n_heads} (rotary pairs)"
+            )
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+        return self
+
+    @property
+    def width(self) -> int:
+        return self.d_model
+
+    @property
+    def max_length(self) -> None:
+        return None
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def hidden(self) -> int:
+        """8/3 · d_model, rounded up to a multiple of 32, where d_ff is not set."""
+        return self.d_ff or -(-8 * self.d_model // 96) * 32
+
+    def build(self) -> LlamaBackbone:
+        return LlamaBackbone(self)
+
+
+class LlamaBackbone(nn.Module):
+    def __init__(self, shape: Llama) -> None:
+        super().__init__()
+        self.shape = shape
+        self.drop = nn.Dropout(shape.dropout)
+        self.blocks = Stack(_Block(shape) for _ in range(shape.n_layers))
+        self.norm = nn.RMSNorm(shape.d_model, eps=shape.norm_eps)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                writes_to_residual = name.endswith(("attention.o.weight", "mlp.down.weight"))
+                scale = (2 * shape.n_layers) ** -0.5 if writes_to_residual else 1.0
+                nn.init.normal_(parameter, std=0.02 * scale)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B L D"],
+        layout: Layout,
+        condition: Float[Tensor, "..."] | None = None,
+        cache: DecodingCache | None = None,
+    ) -> Float[Tensor, "B L D"]:
+        sight = look(layout, x.shape[1], x.device, cache)
+        turn = rotation(sight.positions, self.shape.d_model // self.shape.n_heads, self.shape.rope_theta)
+        return self.norm(self.blocks(self.drop(x), cache, sight, turn))
+
+    def allocate(self, n_rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype) -> DecodingCache:
+        s = self.shape
+        shape = (n_rows, s.kv_heads, capacity, s.d_model // s.n_heads)
+        layers = [AttentionState.allocate(shape, device=device, dtype=dtype) for _ in range(s.n_layers)]
+        return DecodingCache.of(layers, n_rows, capacity)
+
+
+class _Block(nn.Module):
+    def __init__(self, shape: Llama) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(shape.d_model, eps=shape.norm_eps)
+        self.attention = Attention(shape.d_model, shape.n_heads, shape.kv_heads, bias=False, dropout=shape.dropout)
+        self.mlp_norm = nn.RMSNorm(shape.d_model, eps=shape.norm_eps)
+        self.mlp = SwiGlu(shape.d_model, shape.hidden)
+        self.drop = nn.Dropout(shape.dropout)
+
+    def forward(
+        self, x: Float[Tensor, "B L D"], sight: Sight, turn: Rotation, state: AttentionState | None
+    ) -> Float[Tensor, "B L D"]:
+        x = x + self.drop(self.attention(self.attention_norm(x), sight, turn, state))
+        return x + self.drop(self.mlp(self.mlp_norm(x)))

@@ -1,0 +1,76 @@
+"""A language model: embedding + backbone + head."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from armillary.contracts import Backbone, BackbonePart, Layout
+from armillary.nn.cache import DecodingCache
+from armillary.nn.head import VocabularyHead
+
+
+class LanguageNetwork(nn.Module):
+    """See contracts.Network.
+
+    The embedding has n_vocab + n_extra rows (an absorbing corruption's MASK is row V), the head n_vocab: the extra
+    inputs have no probability by construction. Tied, the head is the first n_vocab rows of the embedding.
+    """
+
+    def __init__(self, backbone: BackbonePart, n_vocab: int, *, tied: bool = True, n_extra: int = 0) -> None:
+        super().__init__()
+        self.n_vocab = n_vocab
+        self.embedding = nn.Embedding(n_vocab + n_extra, backbone.width)
+        self.backbone = backbone.build()
+        self.output_head = None if tied else nn.Linear(backbone.width, n_vocab, bias=False)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        if self.output_head is not None:
+            nn.init.normal_(self.output_head.weight, std=0.02)
+
+    @property
+    def head(self) -> VocabularyHead:
+        weight = self.embedding.weight[: self.n_vocab] if self.output_head is None else self.output_head.weight
+        return VocabularyHead(weight)
+
+    def hidden(
+        self,
+        tokens: Int[Tensor, "B L"],
+        layout: Layout,
+        condition: Tensor | None = None,
+        cache: DecodingCache | None = None,
+    ) -> Float[Tensor, "B L D"]:
+        """Last hidden state. A cache is written and advanced."""
+        backbone = cast(Backbone, self.backbone)
+        out = backbone(self.embedding(tokens), layout, condition, cache)
+        if cache is not None:
+            is_padded = layout.segments is not None
+            cache.advance((layout.segments >= 0).sum(1).cpu() if is_padded else tokens.shape[1])  # type: ignore[operator]
+        return out
+
+    def forward(self, tokens: Int[Tensor, "B L"], layout: Layout, condition: Any = None) -> Float[Tensor, "B L V"]:
+        """log_p of every position: for small inputs and for looking, never for training."""
+        hidden = self.hidden(tokens, layout, condition)
+        return self.head.log_p(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+
+    def allocate(self, n_rows: int, capacity: int) -> DecodingCache:
+        weight = self.embedding.weight
+        backbone = cast(Backbone, self.backbone)
+        return cast(DecodingCache, backbone.allocate(n_rows, capacity, device=weight.device, dtype=weight.dtype))
+
+
+def count_parameters(network: LanguageNetwork) -> tuple[int, int]:
+    """All parameters, and those that are no embedding (of tokens or positions) nor the output head."""
+    every = sum(p.numel() for p in network.parameters())
+    embeddings = sum(m.weight.numel() for m in network.modules() if isinstance(m, nn.Embedding))
+    if network.output_head is not None:
+        embeddings += network.output_head.weight.numel()
+    return every, every - embeddings
+
+
+def meta_network(backbone: BackbonePart, n_vocab: int, *, tied: bool, n_extra: int = 0) -> LanguageNetwork:
+    """The network without storage: to count a large one in no time."""
+    with torch.device("meta"):
+        return LanguageNetwork(backbone, n_vocab, tied=tied, n_extra=n_extra)

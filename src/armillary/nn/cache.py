@@ -1,0 +1,115 @@
+"""State of decoding: rows × capacity, preallocated, with a length per row.
+
+Lengths stay on the host: it is the host that decides what comes next, and asking a GPU for them would wait for it at
+every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from armillary.refusal import Refusal
+
+
+@runtime_checkable
+class LayerState(Protocol):
+    """What one mixer keeps for each row of a cache."""
+
+    @property
+    def can_rewind(self) -> bool: ...
+
+    def select(self, rows: Int[Tensor, " n"]) -> LayerState: ...
+
+    def reset(self, rows: Int[Tensor, " n"]) -> None: ...
+
+
+class AttentionState:
+    """Keys and values (rows, heads, capacity + 1, head_dim); the last slot takes the padding of mixed prompts."""
+
+    can_rewind = True  # what lies beyond a row's length is never seen, so forgetting is a shorter length
+
+    def __init__(self, keys: Float[Tensor, "R H C1 E"], values: Float[Tensor, "R H C1 E"]) -> None:
+        self.keys, self.values = keys, values
+
+    @classmethod
+    def allocate(cls, shape: tuple[int, int, int, int], *, device: torch.device, dtype: torch.dtype) -> AttentionState:
+        """shape: rows, heads, capacity, head_dim."""
+        n_rows, n_heads, capacity, head_dim = shape
+        full = (n_rows, n_heads, capacity + 1, head_dim)
+        return cls(torch.zeros(full, device=device, dtype=dtype), torch.zeros(full, device=device, dtype=dtype))
+
+    def select(self, rows: Int[Tensor, " n"]) -> AttentionState:
+        return AttentionState(self.keys[rows], self.values[rows])
+
+    def reset(self, rows: Int[Tensor, " n"]) -> None:
+        """Nothing to wipe: slots are written before they are seen."""
+
+    def exchange(
+        self,
+        keys: Float[Tensor, "B H L E"],
+        values: Float[Tensor, "B H L E"],
+        rows: Int[Tensor, " B"] | None,
+        slots: Int[Tensor, "B L"],
+        n_seen: int,
+    ) -> tuple[Float[Tensor, "B H S E"], Float[Tensor, "B H S E"]]:
+        """Writes the new tokens' keys and values into their slots, and returns those of the first n_seen slots."""
+        where = torch.arange(self.keys.shape[0], device=slots.device) if rows is None else rows
+        self.keys[where[:, None], :, slots] = keys.transpose(1, 2).to(self.keys.dtype)
+        self.values[where[:, None], :, slots] = values.transpose(1, 2).to(self.values.dtype)
+        seen = slice(None) if rows is None else rows
+        return self.keys[seen, :, :n_seen], self.values[seen, :, :n_seen]
+
+
+class DecodingCache:
+    """The states of all layers, and how many tokens each row holds (a host tensor). See contracts.Cache."""
+
+    def __init__(
+        self,
+        layers: Sequence[LayerState],
+        lengths: Int[Tensor, " R"],
+        capacity: int,
+        rows: Int[Tensor, " n"] | None = None,
+    ) -> None:
+        self.layers, self.lengths, self.capacity, self.rows = list(layers), lengths, capacity, rows
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerState], n_rows: int, capacity: int) -> DecodingCache:
+        return cls(layers, torch.zeros(n_rows, dtype=torch.long), capacity)
+
+    @property
+    def can_rewind(self) -> bool:
+        return all(layer.can_rewind for layer in self.layers)
+
+    @property
+    def row_lengths(self) -> Int[Tensor, " n"]:
+        """Lengths of the rows this cache looks at."""
+        return self.lengths if self.rows is None else self.lengths[self.rows.cpu()]
+
+    def reset(self, rows: Int[Tensor, " n"]) -> None:
+        self.lengths[rows.cpu()] = 0
+        for layer in self.layers:
+            layer.reset(rows)
+
+    def select(self, rows: Int[Tensor, " n"]) -> DecodingCache:
+        layers = [layer.select(rows) for layer in self.layers]
+        return DecodingCache(layers, self.lengths[rows.cpu()].clone(), self.capacity)
+
+    def at(self, rows: Int[Tensor, " n"]) -> DecodingCache:
+        return DecodingCache(self.layers, self.lengths, self.capacity, rows)
+
+    def rewind(self, rows: Int[Tensor, " n"], n: Int[Tensor, " n"]) -> None:
+        if not self.can_rewind:
+            raise Refusal("this backbone's cache cannot rewind; use a sampler that never takes tokens back")
+        self.lengths[rows.cpu()] -= n.cpu()
+
+    def advance(self, n: Int[Tensor, " n"] | int) -> None:
+        """Counts the tokens that a forward pass has just written, once, after the last layer."""
+        if self.rows is None:
+            self.lengths += n
+        else:
+            self.lengths[self.rows.cpu()] += n

@@ -1,0 +1,29 @@
+"""Blocks one after the other, with the activations kept or computed again in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from armillary.nn.cache import DecodingCache
+
+
+class Stack(nn.ModuleList):
+    """A block is called as block(x, *context, state). `recomputes` (activation checkpointing, arXiv 1604.06174) is set
+    by the training loop: it trades about a third more compute for activations of one block instead of all."""
+
+    def __init__(self, blocks: Iterable[nn.Module]) -> None:
+        super().__init__(blocks)
+        self.recomputes = False
+
+    def forward(self, x: Float[Tensor, "B L D"], cache: DecodingCache | None, *context: Any) -> Float[Tensor, "B L D"]:
+        for index, block in enumerate(self):
+            if self.recomputes and cache is None and self.training:
+                x = checkpoint(block, x, *context, None, use_reentrant=False)
+            else:
+                x = block(x, *context, cache.layers[index] if cache is not None else None)
+        return x
