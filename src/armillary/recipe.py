@@ -152,17 +152,21 @@ def shipped() -> dict[str, Path]:
 
 
 def raw(name_or_path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The plain data of a recipe: `extends` merged, then each `a.b=c`."""
-    data = _read(name_or_path)
-    for override in overrides:
-        key, sign, value = override.partition("=")
+    """The plain data of a recipe: `extends` merged, then each `a.b=c`. Raises Refusal where it is not found."""
+    return override(_read(name_or_path), overrides)
+
+
+def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The data with each `a.b=c` set; the value is YAML. Raises Refusal for one that cannot be read."""
+    for one in overrides:
+        key, sign, value = one.partition("=")
         if not sign or not key.strip():
-            raise Refusal(f"--set {override}: write it as key=value, such as training.steps=100")
+            raise Refusal(f"--set {one}: write it as key=value, such as training.steps=100")
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise Refusal(f"--set {override}: the value is not YAML; put quotes around it") from None
-        data = merge(data, _nested(key.strip().split("."), parsed, data, override))
+            raise Refusal(f"--set {one}: the value is not YAML; put quotes around it") from None
+        data = merge(data, _nested(key.strip().split("."), parsed, data, one))
     return data
 
 

@@ -118,20 +118,52 @@ class Step:
     """One optimizer step, as the loop yields it.
 
     loss: nats per scored token of the step's global batch, without label smoothing; None where it was not finite.
-    learning_rate: of the first parameter group; n_tokens: scored tokens so far; seconds: of this step.
+    grad_norm: before clipping, None where it was not finite. learning_rate: of the first parameter group; n_tokens: scored tokens so far; seconds: of this step.
     parts: named components of the loss, nats per scored token. mixture: rows drawn so far from each packed set.
     """
 
     step: int
     loss: float | None
     learning_rate: float
-    grad_norm: float
+    grad_norm: float | None
     n_tokens: int
     tokens_per_second: float
     seconds: float
     is_applied: bool = True
     parts: dict[str, float] = field(default_factory=dict)
     mixture: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The loss on a held-out split while training: nats per scored token; bits per byte None for a lossy tokenizer."""
+
+    step: int
+    corpus: str
+    loss: float
+    bits_per_byte: float | None
+    word_perplexity: float
+    is_best: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text the model wrote while training. text: the continuation alone. finish: why it ended."""
+
+    step: int
+    prompt: str
+    text: str
+    finish: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that happened to a run, as it stands in events.jsonl."""
+
+    step: int
+    event: str
+    detail: str
 
 
 @dataclass(frozen=True)

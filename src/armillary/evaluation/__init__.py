@@ -1,0 +1,1 @@
+"""Measuring: likelihoods on a protocol, reference models to stand beside them, comparison with intervals."""

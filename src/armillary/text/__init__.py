@@ -1,0 +1,1 @@
+"""Text: sources bring documents, a corpus keeps them in splits. No torch."""

@@ -1,0 +1,1 @@
+"""Optimizers: parts that build one object over a network's named parameters."""

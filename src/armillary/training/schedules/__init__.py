@@ -1,0 +1,1 @@
+"""Schedules: the learning rate of a step, as a share of its peak."""

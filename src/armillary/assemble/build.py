@@ -1,0 +1,129 @@
+"""Parts put together: a new learner, the course of its training, and a trained model opened again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from armillary import artefact
+from armillary.assemble import parts as parts_of
+from armillary.assemble.parts import Parts
+from armillary.contracts import Tokenizer
+from armillary.model.network import LanguageNetwork
+from armillary.randomness import key
+from armillary.refusal import Refusal
+from armillary.run_folder import RunFolder
+from armillary.tokens import tokenizer as tokenizers
+from armillary.tokens.batches import Batches
+from armillary.tokens.packed import Packed
+from armillary.training import checkpoints, precision
+from armillary.training.learner import Average, Learner
+from armillary.training.loop import Course
+
+
+def network(parts: Parts, n_vocab: int) -> LanguageNetwork:
+    """Initialised from the recipe's seed alone."""
+    torch.manual_seed(key(parts.recipe.seed, "initialisation"))
+    n_extra = parts.objective.n_extra_embeddings
+    return LanguageNetwork(parts.backbone, n_vocab, tied=parts.recipe.model.tied, n_extra=n_extra)
+
+
+def learner(parts: Parts, n_vocab: int, device: torch.device) -> Learner:
+    training = parts.recipe.training
+    net = network(parts, n_vocab).to(device)
+    arithmetic = precision.resolve(training.precision, device)
+    return Learner(
+        network=net,
+        objective=parts.objective,
+        optimizers=parts.optimizer.build(net.named_parameters()),
+        average=Average(net, training.ema) if training.ema is not None else None,
+        scaler=precision.scaler(arithmetic, device),
+    )
+
+
+def batch_rows(parts: Parts) -> int:
+    training = parts.recipe.training
+    if training.batch_rows is not None:
+        return training.batch_rows
+    assert training.batch_tokens is not None
+    return max(1, training.batch_tokens // parts.recipe.packing.window)
+
+
+def course(parts: Parts, packed: dict[str, Packed], device: torch.device) -> Course:
+    training = parts.recipe.training
+    batches = Batches(
+        {name: p.split("train") for name, p in packed.items()},
+        parts.recipe.mixture,
+        batch_rows(parts),
+        parts.recipe.seed,
+        parts.recipe.packing.isolate_documents,
+    )
+    return Course(
+        batches=batches,
+        settings=training,
+        arithmetic=precision.resolve(training.precision, device),
+        seed=parts.recipe.seed,
+        factor=lambda step: parts.schedule.factor(step, training.steps),
+    )
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A trained model, ready to be asked. The network is in evaluation mode."""
+
+    run: RunFolder
+    parts: Parts
+    tokenizer: Tokenizer
+    tokenizer_sha256: str
+    network: LanguageNetwork
+    step: int
+    checkpoint: str
+
+
+def open_model(run: RunFolder, checkpoint: str = "best", device: str = "auto") -> OpenModel:
+    """checkpoint: "best" (on validation; the last where there was none), "last", or a step.
+
+    Raises Refusal where there is no valid checkpoint, or the tokenizer is not the one the run was trained with.
+    """
+    parts = parts_of.resolve(run.recipe())
+    facts = run.facts()
+    wanted = facts.get("tokenizer", {}).get("sha256")
+    loaded = tokenizers.load(run.tokenizer, expected_sha256=wanted, part_folders=parts.folders)
+    folder = _checkpoint_folder(run, checkpoint, facts.get("best_step"))
+    net = network(parts, loaded.tokenizer.n_vocab)
+    checkpoints.load_weights(net, checkpoints.weights_for_use(folder))
+    net.eval().requires_grad_(False).to(pick_device(device))
+    step = int(folder.name.removeprefix("step-"))
+    return OpenModel(run, parts, loaded.tokenizer, loaded.sha256, net, step, checkpoint)
+
+
+def pick_device(asked: str) -> torch.device:
+    """auto: cuda, then mps, then cpu."""
+    if asked != "auto":
+        try:
+            return torch.zeros(0, device=asked).device
+        except (RuntimeError, AssertionError):
+            raise Refusal(f"--device {asked}: cannot be used here; `armillary doctor` says why") from None
+    for name, is_there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
+        if is_there:
+            return torch.device(name)
+    return torch.device("cpu")
+
+
+def _checkpoint_folder(run: RunFolder, checkpoint: str, best_step: int | None) -> Path:
+    steps = run.checkpoint_steps()
+    if checkpoint == "best" and best_step in steps:
+        artefact.read(run.checkpoint(best_step), "checkpoint")
+        return run.checkpoint(best_step)
+    if checkpoint in ("best", "last"):
+        rejected: list[str] = []
+        newest = checkpoints.newest_valid(run, rejected)
+        if newest is None:
+            raise Refusal(rejected[0] if rejected else f"{run.path}: has no checkpoint yet; train it first")
+        return newest
+    if not checkpoint.isdigit() or int(checkpoint) not in steps:
+        raise Refusal(f"--checkpoint {checkpoint}: {run.name} has best, last and the steps {steps}")
+    artefact.read(run.checkpoint(int(checkpoint)), "checkpoint")
+    return run.checkpoint(int(checkpoint))

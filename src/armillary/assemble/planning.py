@@ -1,0 +1,168 @@
+"""What a recipe will cost, before it costs it: parameters, tokens, arithmetic, memory, and time from a short measurement."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from armillary import artefact
+from armillary.assemble import build
+from armillary.assemble.parts import Parts
+from armillary.assemble.stages import Given
+from armillary.contracts import Batch
+from armillary.model.network import count_parameters, meta_network
+from armillary.randomness import key
+from armillary.refusal import Refusal
+from armillary.tokens import tokenizer as tokenizers
+from armillary.training import distribution
+from armillary.training.loop import Course, steps
+
+MEASURED_FLOPS = 2.0e11
+"""Work of one measured step, at most: about a second on a laptop."""
+
+
+def plan(parts: Parts, n_vocab: int, training_tokens: int | None, *, measured: bool) -> dict[str, Any]:
+    """Plain facts. n_vocab: the tokenizer's, or the recipe's where there is no text yet. Writes nothing.
+
+    training_tokens: tokens of the training split, for equivalent epochs; None where it is not known.
+    """
+    recipe = parts.recipe
+    window, rows = recipe.packing.window, build.batch_rows(parts)
+    n_extra = parts.objective.n_extra_embeddings
+    meta = meta_network(parts.backbone, n_vocab, tied=recipe.model.tied, n_extra=n_extra)
+    parameters, inner = count_parameters(meta)
+    tokens = recipe.training.steps * rows * window
+    flops = flops_per_token(inner, n_vocab, parts.backbone)
+    facts: dict[str, Any] = {
+        "recipe": recipe.name,
+        "n_vocab": n_vocab,
+        "parameters": parameters,
+        "parameters_non_embedding": inner,
+        "steps": recipe.training.steps,
+        "tokens_per_step": rows * window,
+        "tokens": tokens,
+        "tokens_per_parameter": tokens / parameters,
+        "equivalent_epochs": tokens / training_tokens if training_tokens else None,
+        "training_flops": 3 * flops(window) * tokens,
+    }
+    if measured:
+        facts |= _measured(parts, n_vocab, parameters, 3 * flops(window) * window)
+    return facts
+
+
+def known_sizes(parts: Parts, use: Given) -> tuple[int, int | None]:
+    """(vocabulary, tokens of the training split): of the packed set where one is given, else what the recipe says."""
+    if use.packed is not None:
+        about = artefact.read(use.packed, "packed").about
+        return about["n_vocab"], about["splits"]["train"]["n_tokens"]
+    if use.tokenizer is not None:
+        return tokenizers.load(use.tokenizer, part_folders=parts.folders).tokenizer.n_vocab, None
+    asked = getattr(parts.tokenizer, "vocabulary", None)
+    if asked is None:
+        raise Refusal("plan: this tokenizer's vocabulary is only known after training; run `armillary tokenizer train`")
+    return asked, None
+
+
+def flops_per_token(inner: int, n_vocab: int, backbone: Any) -> Any:
+    """Forward multiply-adds × 2 of one token in a row of L: 2 · (inner + V · D) + 2 · 2 · layers · D · L / 2 of attention.
+
+    Source: Kaplan et al. 2020, arXiv 2001.08361, table 1, with the causal half of the attention.
+    """
+    layers = getattr(backbone, "n_layers", 0)
+    return lambda length: 2 * (inner + n_vocab * backbone.width) + 2 * layers * backbone.width * length
+
+
+def seconds_per_row(parts: Parts, n_vocab: int, n_rows: int) -> tuple[float, int]:
+    """(seconds of a row in an optimizer step, bytes kept for its backward pass): medians of a few steps on random tokens."""
+    accelerator = distribution.join(parts.recipe.training.device)
+    settings = parts.recipe.training.model_copy(
+        update={"steps": 4, "batch_rows": n_rows, "batch_tokens": None, "accumulation": 1, "compile": False}
+    )
+    learner = build.learner(parts, n_vocab, accelerator.device)
+    rows = _RandomRows(n_rows, parts.recipe.packing.window, n_vocab)
+    arithmetic = build.precision.resolve(settings.precision, accelerator.device)
+    course = Course(rows, settings, arithmetic, seed=0, factor=lambda step: 1e-3)
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    happening = steps(learner, course, accelerator)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        next(happening)
+    seconds = statistics.median(step.seconds for step in happening)
+    weights = {p.untyped_storage().data_ptr() for p in learner.network.parameters()}
+    activations = sum(size for pointer, size in kept.items() if pointer not in weights)
+    return seconds / n_rows, activations // n_rows
+
+
+def _measured(parts: Parts, n_vocab: int, parameters: int, flops_per_row: float) -> dict[str, Any]:
+    rows = build.batch_rows(parts)
+    micro = rows // parts.recipe.training.accumulation
+    n_rows = max(1, min(micro, int(MEASURED_FLOPS / flops_per_row)))
+    per_row, activation_bytes = seconds_per_row(parts, n_vocab, n_rows)
+    seconds = per_row * rows * parts.recipe.training.steps
+    averages = 4 * parameters if parts.recipe.training.ema is not None else 0
+    return {
+        "tokens_per_second": parts.recipe.packing.window / per_row,
+        "seconds": seconds,
+        "memory_bytes": {
+            "weights": 4 * parameters,
+            "gradients": 4 * parameters,
+            "optimizer": 8 * parameters,
+            "average": averages,
+            "activations": activation_bytes * micro,
+            "total": 16 * parameters + averages + activation_bytes * micro,
+        },
+        "measured_on_rows": n_rows,
+    }
+
+
+class _RandomRows:
+    def __init__(self, n_rows: int, window: int, n_vocab: int) -> None:
+        self.shape, self.n_vocab = (n_rows, window + 1), n_vocab
+
+    def at(self, step: int) -> Batch:
+        generator = torch.Generator().manual_seed(key(0, "plan", step))
+        tokens = torch.randint(self.n_vocab, self.shape, generator=generator)
+        return Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
+
+    def counts_before(self, step: int) -> dict[str, int]:
+        return {}
+
+
+def as_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The plan as (name, value) for a person."""
+    gib = 2**30
+    lines = [
+        ("parameters", f"{facts['parameters']:,}"),
+        ("  without embeddings", f"{facts['parameters_non_embedding']:,}"),
+        ("vocabulary", f"{facts['n_vocab']:,}"),
+        ("steps", f"{facts['steps']:,} of {facts['tokens_per_step']:,} tokens"),
+        ("tokens", f"{facts['tokens']:,} ({facts['tokens_per_parameter']:.1f} per parameter; 20 is Chinchilla's)"),
+    ]
+    if facts.get("equivalent_epochs"):
+        lines.append(("equivalent epochs", f"{facts['equivalent_epochs']:.2f}"))
+    lines.append(("training arithmetic", f"{facts['training_flops']:.3g} FLOP"))
+    if "seconds" in facts:
+        memory = facts["memory_bytes"]
+        lines += [
+            ("speed, measured", f"{facts['tokens_per_second']:,.0f} tokens/s on {facts['measured_on_rows']} rows a step"),
+            ("time", _duration(facts["seconds"])),
+            ("memory", f"{memory['total'] / gib:.2f} GiB ({memory['activations'] / gib:.2f} of it activations)"),
+        ]
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"

@@ -1,0 +1,315 @@
+"""The caller of the loop: validates, samples, keeps the best, saves, stops when asked, resumes.
+
+A generator of what happens; whoever calls it draws the screen. Everything it yields is on disk already.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from armillary.assemble import build, tracking
+from armillary.assemble.interruption import wishes
+from armillary.assemble.parts import Parts
+from armillary.assemble.sampling import continuations, settings
+from armillary.assemble.stages import Prepared
+from armillary.evaluation.likelihood import Windowing, measure
+from armillary.model.network import count_parameters
+from armillary.recipe import Recipe
+from armillary.records import Note, Sample, Step, Validation
+from armillary.refusal import Refusal
+from armillary.run_folder import RunFolder, now
+from armillary.system import describe
+from armillary.tokens import tokenizer as tokenizers
+from armillary.training import checkpoints, distribution
+from armillary.training.learner import Learner
+from armillary.training.loop import Course, NonFinite, steps
+from armillary.training.precision import autocast
+
+Happening = Step | Validation | Sample | Note
+
+MAY_CHANGE = {"steps", "log_every", "validate_every", "sample_every", "checkpoint_every", "keep_checkpoints", "track",
+              "device", "validation_rows", "early_stop", "on_non_finite"}  # fmt: skip
+"""Keys of `training` that a resume may set anew; another `steps` bends the schedule, and an event says so."""
+
+
+@dataclass
+class Standing:
+    """How the run stands; goes into every checkpoint, so that a resume judges as the unbroken run would."""
+
+    best_loss: float | None = None
+    best_step: int | None = None
+    validations_since_best: int = 0
+
+
+class TrainingRun:
+    """One attempt at a run. `happenings()` is the whole of it."""
+
+    def __init__(self, parts: Parts, prepared: Prepared, run: RunFolder, accelerator: Accelerator) -> None:
+        self.parts, self.prepared, self.run, self.accelerator = parts, prepared, run, accelerator
+        self.settings = parts.recipe.training
+        self.is_main = accelerator.is_main_process
+        self.standing = Standing()
+        self.attempt = 0
+        self.state = "running"
+
+    def bits_per_byte_of_a_nat_per_token(self) -> float | None:
+        """Turns a training loss into bits per byte of the training text; None for several corpora or a lossy tokenizer."""
+        about = next(iter(self.prepared.packed.values())).about
+        if len(self.prepared.packed) > 1 or not about["is_lossless"]:
+            return None
+        train = about["splits"]["train"]
+        return train["n_scored"] / train["n_bytes"] / math.log(2)
+
+    def happenings(self, *, command: str | None = None) -> Iterator[Happening]:
+        """Trains to the end, to an early stop, or until a signal asks; the last checkpoint is then on disk.
+
+        Raises Refusal before anything is written where the run cannot start; NonFinite as the loop does.
+        """
+        if self.run.exists():
+            refuse_other_recipe(self.run, self.parts.recipe)
+            self._refuse_other_text()
+        device = self.accelerator.device
+        distribution.share(self.accelerator, build.batch_rows(self.parts), self.settings.accumulation)
+        learner = build.learner(self.parts, self.prepared.tokenizer.tokenizer.n_vocab, device)
+        course = build.course(self.parts, self.prepared.packed, device)
+        lock = self.run.lock() if self.is_main else None
+        if lock is not None:
+            lock.__enter__()
+        try:
+            notes = self._begin(learner, course, command)
+            with wishes() as wish:
+                yield from notes
+                yield from self._train(learner, course, wish)
+        finally:
+            if lock is not None:
+                lock.__exit__(None, None, None)
+
+    def _refuse_other_text(self) -> None:
+        """The text and tokenizer must be those the run began with, wherever they lie now."""
+        before = self.run.facts()
+        if before.get("tokenizer", {}).get("sha256") not in (None, self.prepared.tokenizer.sha256):
+            raise Refusal(f"run '{self.run.name}' was trained with another tokenizer; leave --tokenizer and --data out")
+        for name, packed in self.prepared.packed.items():
+            was = before.get("corpora", {}).get(name, {}).get("fingerprint")
+            if was not in (None, packed.about["corpus_fingerprint"]):
+                raise Refusal(f"run '{self.run.name}' was trained on another text; leave --data out, or give --name")
+
+    def _begin(self, learner: Learner, course: Course, command: str | None) -> list[Note]:
+        notes: list[Note] = []
+        facts = self.run.facts()
+        self.attempt = facts.get("attempt", -1) + 1
+        if self.run.exists():
+            rejected: list[str] = []
+            newest = checkpoints.newest_valid(self.run, rejected)
+            notes += [self._note(0, "checkpoint_rejected", why) for why in rejected]
+            if newest is not None:
+                self.standing = Standing(**checkpoints.load(learner, newest))
+            notes.append(self._note(learner.step, "resumed", f"from {newest.name if newest else 'the beginning'}"))
+            before = facts.get("steps")
+            if before not in (None, self.settings.steps):
+                detail = f"{before} → {self.settings.steps}: the schedule bends here"
+                notes.append(self._note(learner.step, "steps_changed", detail))
+        if self.is_main:
+            tokenizers.copy(self.prepared.tokenizer, self.run.tokenizer)
+            self.run.recipe_file.write_text(self.parts.recipe.as_yaml(), encoding="utf-8")
+            self.run.update_facts(**self._facts(learner, course, command, facts))
+        self.accelerator.wait_for_everyone()
+        return notes
+
+    def _train(self, learner: Learner, course: Course, wish: Any) -> Iterator[Happening]:
+        asked_for, tracks = self.settings, []
+        close = lambda: None  # noqa: E731
+        if self.is_main:
+            tracks, close = tracking.open_trackers(asked_for.track, self.run)
+        started, spent = time.perf_counter(), self.run.facts().get("training_seconds", 0.0)
+        saved = learner.step if self.run.checkpoint_steps() else None
+        try:
+            for step in steps(learner, course, self.accelerator):
+                is_last = step.step == asked_for.steps
+                self._record(step, tracks, is_last)
+                yield step
+                if not step.is_applied:
+                    yield self._note(step.step, "step_rolled_back", "loss or gradient not finite; weights kept")
+                asked = self._asked(wish)
+                is_best = False
+                if (step.step % asked_for.validate_every == 0 or is_last) and not asked:
+                    for validation in self._validate(learner):
+                        is_best |= validation.is_best
+                        yield validation
+                if asked_for.sample_every and (step.step % asked_for.sample_every == 0 or is_last) and not asked:
+                    yield from self._sample(learner)
+                ends_early = self._ends_early()
+                if is_best or is_last or asked or ends_early or step.step % asked_for.checkpoint_every == 0:
+                    self._save(learner)
+                    saved = step.step
+                if self.is_main and saved == step.step:
+                    self.run.update_facts(training_seconds=spent + time.perf_counter() - started)
+                if asked or ends_early:
+                    self.state = "interrupted" if asked else "finished"
+                    reason = ("interrupted", asked) if asked else ("early_stop", self._patience_spent())
+                    yield self._note(step.step, *reason)
+                    break
+            else:
+                self.state = "finished"
+        except NonFinite as error:
+            self.state = "stopped"
+            self._note(learner.step, "non_finite", str(error))
+            raise
+        finally:
+            close()
+            if self.is_main:
+                ended = {"finished": now()} if self.state == "finished" else {}
+                state = "interrupted" if self.state == "running" else self.state
+                self.run.update_facts(state=state, **ended)
+
+    def _record(self, step: Step, tracks: list[tracking.Track], is_last: bool) -> None:
+        if not self.is_main or not (step.step % self.settings.log_every == 0 or is_last or not step.is_applied):
+            return
+        record = asdict(step) | {"kind": "train", "attempt": self.attempt}
+        self.run.append("metrics.jsonl", record)
+        for track in tracks:
+            track(step.step, {k: v for k, v in asdict(step).items() if isinstance(v, float)})
+
+    def _validate(self, learner: Learner) -> Iterator[Validation]:
+        """On every corpus that has a validation split; the first one judges which checkpoint is best."""
+        judges = True
+        window = self.parts.recipe.packing.window
+        rows = self.settings.validation_rows
+        windowing = Windowing(window, window, self.parts.recipe.evaluation.batch_rows, rows * window if rows else None)
+        for name, packed in self.prepared.packed.items():
+            if "validation" not in packed.splits:
+                continue
+            started = time.perf_counter()
+            with learner.at_its_best() as network, torch.inference_mode(), autocast(*self._arithmetic()):
+                found = measure(network, learner.objective, packed, "validation", windowing).likelihood
+            loss = found.nats / found.n_tokens
+            best = self.standing.best_loss
+            is_best = judges and (best is None or loss < best)
+            if judges:
+                self._judge(learner.step, loss, is_best)
+            judges = False
+            validation = Validation(
+                step=learner.step,
+                corpus=name,
+                loss=loss,
+                bits_per_byte=found.bits_per_byte,
+                word_perplexity=found.word_perplexity,
+                is_best=is_best,
+                seconds=time.perf_counter() - started,
+            )
+            if self.is_main:
+                self.run.append("metrics.jsonl", asdict(validation) | {"kind": "validation", "attempt": self.attempt})
+                if is_best:
+                    self.run.update_facts(best_bits_per_byte=found.bits_per_byte, best_loss=loss)
+            yield validation
+
+    def _judge(self, step: int, loss: float, is_best: bool) -> None:
+        since = 0 if is_best else self.standing.validations_since_best + 1
+        self.standing = replace(self.standing, validations_since_best=since)
+        if is_best:
+            self.standing = replace(self.standing, best_loss=loss, best_step=step)
+
+    def _sample(self, learner: Learner) -> Iterator[Sample]:
+        sampling = self.parts.recipe.sampling
+        if not self.is_main:
+            return
+        tokenizer = self.prepared.tokenizer.tokenizer
+        chosen = settings(self.parts, tokenizer, sampling.prompts, {})
+        with learner.at_its_best() as network:
+            texts = continuations(network, tokenizer, sampling.prompts, chosen)
+        for prompt, found in zip(sampling.prompts, texts, strict=True):
+            sample = Sample(learner.step, prompt, found.text, found.finish)
+            self.run.append("samples/samples.jsonl", asdict(sample) | {"attempt": self.attempt})
+            yield sample
+
+    def _save(self, learner: Learner) -> None:
+        if self.is_main:
+            checkpoints.save(learner, self.run.checkpoint(learner.step), asdict(self.standing))
+            self.run.update_facts(best_step=self.standing.best_step)
+            checkpoints.prune(self.run, self.settings.keep_checkpoints, self.standing.best_step)
+        self.accelerator.wait_for_everyone()
+
+    def _asked(self, wish: Any) -> str | None:
+        """Which signal asked to stop. All ranks stop at the same step, so they agree on it at every step."""
+        if self.accelerator.num_processes == 1:
+            return wish.signal_name
+        flag = torch.tensor([float(wish.signal_name is not None)], device=self.accelerator.device)
+        return (wish.signal_name or "another rank") if float(distribution.total(self.accelerator, flag)) else None
+
+    def _ends_early(self) -> bool:
+        patience = self.settings.early_stop
+        return patience is not None and self.standing.validations_since_best >= patience
+
+    def _patience_spent(self) -> str:
+        return f"no better validation in {self.standing.validations_since_best}; the best was step {self.standing.best_step}"
+
+    def _arithmetic(self) -> Any:
+        device = self.accelerator.device
+        return build.precision.resolve(self.settings.precision, device), device
+
+    def _note(self, step: int, event: str, detail: str) -> Note:
+        if self.is_main:
+            self.run.append("events.jsonl", {"attempt": self.attempt, "step": step, "event": event, "detail": detail})
+        return Note(step, event, detail)
+
+    def _facts(self, learner: Learner, course: Course, command: str | None, before: dict[str, Any]) -> dict[str, Any]:
+        parameters, inner = count_parameters(learner.network)
+        tokens = self.settings.steps * build.batch_rows(self.parts) * self.parts.recipe.packing.window
+        loaded = self.prepared.tokenizer
+        return {
+            "name": self.run.name,
+            "state": "running",
+            "attempt": self.attempt,
+            "commands": [*before.get("commands", []), *([command] if command else [])],
+            "parameters": parameters,
+            "parameters_non_embedding": inner,
+            "tokens_per_parameter": tokens / parameters,
+            "steps": self.settings.steps,
+            "batch_rows": build.batch_rows(self.parts),
+            "started": before.get("started", now()),
+            "finished": None,
+            "system": describe() | {"device": str(self.accelerator.device), "precision": course.arithmetic,
+                                    "processes": self.accelerator.num_processes, "compile": self.settings.compile},  # fmt: skip
+            "corpora": {name: _corpus_facts(p.about) | {"folder": p.folder.name} for name, p in self.prepared.packed.items()},
+            "packed": {name: str(p.folder.resolve()) for name, p in self.prepared.packed.items()},
+            "tokenizer": {
+                "name": loaded.name,
+                "n_vocab": loaded.tokenizer.n_vocab,
+                "sha256": loaded.sha256,
+                "is_lossless": loaded.tokenizer.is_lossless,
+            },
+        }
+
+
+def refuse_other_recipe(run: RunFolder, recipe: Recipe) -> None:
+    """A resume takes the run's own recipe; only `MAY_CHANGE` may differ."""
+    old, new = run.recipe(), recipe.model_dump(mode="json")
+    for section in sorted(old.keys() | new.keys()):
+        if section in ("name", "about", "sampling", "evaluation", "corpora", "tokenizer"):
+            continue
+        a, b = old.get(section), new.get(section)
+        if section == "training" and isinstance(a, dict) and isinstance(b, dict):
+            a, b = ({k: v for k, v in x.items() if k not in MAY_CHANGE} for x in (a, b))
+        if a != b:
+            keys = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)] if isinstance(a, dict) else []
+            where = ".".join([section, *keys[:1]])
+            raise Refusal(
+                f"run '{run.name}' was trained with another {where}; resume it with its own recipe "
+                f"({run.recipe_file}), or give --name for a new run"
+            )
+
+
+def _corpus_facts(about: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": about["corpus"],
+        "fingerprint": about["corpus_fingerprint"],
+        "boundary": about["boundary"],
+        "splits": about["splits"],
+    }

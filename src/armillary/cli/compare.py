@@ -1,0 +1,44 @@
+"""`armillary compare`: runs side by side on the same text."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from armillary.cli.options import Checkpoint, Device, Json, LogLevel, Root
+from armillary.cli.screen import Screen, show_json
+from armillary.refusal import Refusal
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="The first is what others are held against.")],
+    split: Annotated[str | None, typer.Option(help="By default the last split their corpus has.")] = None,
+    window: Annotated[int | None, typer.Option(min=2, help="Tokens a window sees; by default each run's own.")] = None,
+    stride: Annotated[int | None, typer.Option(min=1, help="Tokens a window scores.")] = None,
+    checkpoint: Checkpoint = "best",
+    device: Device = "auto",
+    root: Root = Path(),
+    as_json: Json = False,
+    log_level: LogLevel = "info",
+) -> None:
+    """Paired differences with 95 % intervals over documents. Runs measured on other texts are refused."""
+    from armillary.assemble import build, evaluating
+    from armillary.reporting.tables import as_markdown, comparison_rows
+    from armillary.run_folder import open_run
+
+    screen = Screen(log_level)
+    if len(runs) < 2:
+        raise Refusal("compare: give two runs or more")
+    folders = [open_run(run, root) for run in runs]
+    screen.say("measuring what was not measured yet")
+    models = [partial(build.open_model, folder, checkpoint, device) for folder in folders]
+    found = evaluating.compare(models, folders, evaluating.Wanted(split, window, stride, root=root)).as_json()
+    if as_json:
+        show_json(found)
+        return
+    print(as_markdown(comparison_rows(found)))
+    for note in found["notes"]:
+        print(f"note: {note}")

@@ -1,0 +1,47 @@
+"""`armillary demo`: the whole road in a few minutes, offline, without questions."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from armillary.cli.options import DryRun, Json, LogLevel
+from armillary.cli.screen import Screen, seconds, show_json
+
+
+def demo(
+    root: Annotated[Path, typer.Option(help="Folder for its artefacts/ and runs/.")] = Path("demo"),
+    minutes: Annotated[float, typer.Option(help="How long all of it may take.")] = 3.0,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+    log_level: LogLevel = "info",
+) -> None:
+    """Text, tokenizer, training, measuring beside honest baselines, and a report to open in a browser."""
+    from armillary import journey
+    from armillary.cli.evaluate import line
+    from armillary.cli.training_screen import follow
+    from armillary.reporting.report import write_report
+
+    screen = Screen(log_level)
+    if dry_run:
+        from armillary import recipe
+
+        show_json(recipe.raw("demo"))
+        return
+    arrived = journey.demo(root, minutes, screen.say, lambda run, command: follow(run, screen, command))
+    if arrived.state == "interrupted":
+        screen.say(f"saved. Go on with: armillary train demo --name {arrived.run.name} --root {root} --resume auto")
+        sys.exit(130)
+    report = write_report([arrived.run], arrived.run.report_file)
+    if as_json:
+        show_json({"run": str(arrived.run.path), "report": str(report), "results": arrived.results})
+        return
+    print()
+    for result in arrived.results:
+        print(line(result))
+    print(f"\nreport: {report}  ({seconds(arrived.seconds)} in all)\n\nwhat was run, and what to try next:")
+    for command in arrived.commands:
+        print(f"  {command}")

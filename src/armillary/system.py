@@ -1,0 +1,94 @@
+"""What this machine and its software are: for run.json, `doctor` and the report. torch is imported when asked."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "accelerate", "safetensors", "tokenizers", "sentencepiece", "numpy", "pydantic", "matplotlib")
+
+
+def describe() -> dict[str, Any]:
+    """Plain facts: versions, processor, threads, accelerator, memory."""
+    import torch
+
+    from armillary import __version__, allocator
+
+    return {
+        "armillary": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "allocator": allocator.state(),
+    }
+
+
+def diagnose(root: Path) -> dict[str, Any]:
+    """`describe`, and what a person asks when something is slow or missing."""
+    import torch
+
+    free = shutil.disk_usage(root if root.exists() else Path()).free
+    return describe() | {
+        "memory": _memory(),
+        "bf16_on_cpu": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        "compiler": shutil.which("g++") or shutil.which("clang++") or "none: torch.compile on a CPU needs g++",
+        "gpu": _why_no_gpu(),
+        "free_disk": f"{free / 2**30:.1f} GiB at {root}",
+        "versions": versions(),
+    }
+
+
+def _why_no_gpu() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        built = torch.cuda.get_arch_list()
+        covered = any(f"sm_{major}{minor}" == arch or f"sm_{major}0" == arch for arch in built)
+        note = "" if covered else f"; this build of torch has {', '.join(built)}: install one for this card"
+        return f"{torch.cuda.get_device_name()} (compute capability {major}.{minor}) is used{note}"
+    if torch.backends.mps.is_available():
+        return "Apple GPU (mps) is used"
+    if torch.version.cuda is None and torch.version.hip is None:
+        seen = "an NVIDIA driver is here, but " if shutil.which("nvidia-smi") else ""
+        return f"not used: {seen}this torch ({torch.__version__}) was built for the CPU only"
+    if not shutil.which("nvidia-smi"):
+        return "not used: torch could, but there is no NVIDIA driver on this machine"
+    return f"not used: torch was built for CUDA {torch.version.cuda}, and the driver does not offer it; update the driver"
+
+
+def _memory() -> str:
+    info = Path("/proc/meminfo")
+    if not info.is_file():
+        return "not known on this system"
+    lines = dict(line.split(":", 1) for line in info.read_text(encoding="utf-8").splitlines())
+    kib = {name: int(lines[name].split()[0]) for name in ("MemTotal", "MemAvailable")}
+    return f"{kib['MemAvailable'] / 2**20:.1f} of {kib['MemTotal'] / 2**20:.1f} GiB available"
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what the package stands on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()} ({os.cpu_count()} cores)"
+    return f"{platform.processor() or platform.machine()} ({os.cpu_count()} cores)"
