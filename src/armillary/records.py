@@ -85,12 +85,12 @@ class Likelihood:
 
     @property
     def word_perplexity(self) -> float:
-        return _exp(self.nats / self.n_words)
+        return perplexity(self.nats / self.n_words)
 
     @property
     def token_perplexity(self) -> float:
         """Never compared across tokenizers."""
-        return _exp(self.nats / self.n_tokens)
+        return perplexity(self.nats / self.n_tokens)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {
@@ -109,8 +109,9 @@ class Likelihood:
         return cls(**known | {"protocol": Protocol(**record["protocol"])})
 
 
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
+def perplexity(nats_per_unit: float) -> float:
+    """exp, infinite where a float ends."""
+    return math.exp(nats_per_unit) if nats_per_unit < 700 else math.inf
 
 
 @dataclass(frozen=True)

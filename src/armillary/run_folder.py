@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ class RunFolder:
                 out.seek(size - 1)
                 if out.read(1) != b"\n":
                     out.truncate(_end_of_last_line(path))
-            line = json.dumps({"time": now()} | record, allow_nan=False)
+            line = json.dumps({"time": now()} | finite(record))
             out.write(line.encode() + b"\n")
             out.flush()
 
@@ -162,10 +163,21 @@ def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with beside.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
+        file.write(json.dumps(finite(value), indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+def finite(value: Any) -> Any:
+    """The same plain data with None for every number JSON does not know (infinity, NaN)."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return value
 
 
 def now() -> str:

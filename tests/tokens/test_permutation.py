@@ -21,15 +21,16 @@ def test_a_part_is_the_part_of_the_whole_in_any_shape() -> None:
     assert permute(np.array([], dtype=np.int64), 1000, 7).shape == (0,)
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 17])
-def test_every_place_is_equally_likely(n: int) -> None:
-    """χ² over keys of where each element goes. With 8 rounds n = 5 fails by far (66 on 4 degrees of freedom)."""
-    n_keys = 2000
+@pytest.mark.parametrize(
+    ("n", "n_keys"), [(2, 500), (3, 1000), (17, 1000), pytest.param(5, 20_000, marks=pytest.mark.slow)]
+)
+def test_every_place_is_equally_likely(n: int, n_keys: int) -> None:
+    """χ² over keys of where each element goes. With 8 rounds and n = 5 it is 66 on 4 degrees of freedom."""
     seen = np.zeros((n, n))
     for k in range(n_keys):
         seen[np.arange(n), permute(np.arange(n), n, key(k, "chi"))] += 1
     chi = ((seen - n_keys / n) ** 2 / (n_keys / n)).sum(axis=1)
-    assert chi.max() < (n - 1) + 6 * np.sqrt(2 * (n - 1))
+    assert chi.max() < (n - 1) + 4 * np.sqrt(2 * (n - 1))
 
 
 def test_neighbours_and_neighbouring_keys_are_unrelated() -> None:

@@ -59,7 +59,7 @@ def evaluate(model: OpenModel, wanted: Wanted, progress: Progress | None = None)
         record = {"run": model.run.name, "split": split, "step": model.step, "checkpoint": model.checkpoint}
         write_json(
             model.run.path / "evaluation" / f"{stem}.json",
-            comparison.plain(record | {"results": [result], "references": beside}),
+            record | {"results": [result], "references": beside},
         )
         results += [result | {"step": model.step}, *beside]
     return results

@@ -82,4 +82,5 @@ def _behaviour(model: OpenModel, train: PackedSplit) -> Iterator[Check]:
     same = -log_p.gather(2, inputs[..., None])[..., 0][scored].mean()
     beyond = -log_p[:, :-1].gather(2, targets[:, 1:, None])[..., 0][scored[:, 1:]].mean()
     detail = f"nats/token of the next token {nll:.3f}, of the same one {same:.3f}, of the one after next {beyond:.3f}"
-    yield Check("predicts the next token", bool(nll < same and nll < beyond), detail)
+    # Trained on labels that were not shifted, it would copy its input: nearly no nats for the same token.
+    yield Check("predicts the next token", bool(nll < beyond and same > nll / 2), detail)

@@ -61,7 +61,9 @@ class Screen:
 
 def show_json(value: Any) -> None:
     """The one document of stdout. Infinity and NaN are no JSON: they come as null."""
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=False))
+    from armillary.run_folder import finite
+
+    print(json.dumps(finite(value), indent=2, ensure_ascii=False))
 
 
 def table(rows: list[tuple[str, str]]) -> str:
@@ -75,13 +77,3 @@ def seconds(value: float) -> str:
     whole = round(value)
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value

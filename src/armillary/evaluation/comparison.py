@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from armillary.records import SCORED_FIELDS, Kind, Likelihood
+from armillary.records import SCORED_FIELDS, Kind, Likelihood, perplexity
 from armillary.refusal import Refusal
-from armillary.run_folder import read_json, write_json
+from armillary.run_folder import finite, read_json, write_json
 
 BITS = 1 / math.log(2)
 MAX_DRAWS_AT_ONCE = 1 << 22
@@ -73,7 +73,7 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data; a perplexity too large for a float is None."""
-        return plain(asdict(self))
+        return finite(asdict(self))
 
 
 def interval(
@@ -134,7 +134,7 @@ def save_scores(folder: Path, stem: str, scores: Scores) -> Path:
     with beside.open("wb") as file:
         np.savez(file, nats=scores.nats, tokens=scores.tokens, words=scores.words, bytes=scores.bytes)
     beside.replace(arrays)
-    write_json(path, plain({"name": scores.name} | scores.likelihood.as_json()))
+    write_json(path, {"name": scores.name} | scores.likelihood.as_json())
     return path
 
 
@@ -201,7 +201,7 @@ def _row(scores: Scores, first: Scores, has_bytes: bool, has_one_tokenizer: bool
         "bits_per_byte": likelihood.bits_per_byte,
         "interval_bits_per_byte": interval(scores.nats, scores.bytes) if has_bytes else None,
         "word_perplexity": likelihood.word_perplexity,
-        "interval_word_perplexity": per_word and (_exp(per_word[0]), _exp(per_word[1])),
+        "interval_word_perplexity": per_word and (perplexity(per_word[0]), perplexity(per_word[1])),
         "token_perplexity": likelihood.token_perplexity if has_one_tokenizer else None,
         "stderr_bits": BITS * likelihood.stderr_nats / int(units.sum()),
     }
@@ -238,16 +238,3 @@ def _tail(n: int) -> float:
     t = z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
     t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
     return NormalDist().cdf(-t * math.sqrt(n / v))
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
-
-
-def plain(value: Any) -> Any:
-    """JSON has no infinity: None. Tuples become lists."""
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

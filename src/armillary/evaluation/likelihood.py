@@ -6,7 +6,6 @@ context, given clean. Sums per document are kept, in float64, for intervals and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import torch
 
 from armillary.contracts import Batch, Network, Objective
 from armillary.evaluation.comparison import Scores, interval
-from armillary.records import Likelihood, Protocol
+from armillary.records import Likelihood, Protocol, perplexity
 from armillary.refusal import Refusal
 from armillary.tokens.batches import documents_within
 from armillary.tokens.packed import Packed, PackedSplit
@@ -95,7 +94,7 @@ def _scores(
         n_bytes=int(n_bytes.sum()),
         protocol=protocol,
         interval_bits_per_byte=interval(nats, n_bytes) if is_lossless else None,
-        interval_word_perplexity=words_interval and (math.exp(words_interval[0]), math.exp(words_interval[1])),
+        interval_word_perplexity=words_interval and (perplexity(words_interval[0]), perplexity(words_interval[1])),
     )
     return Scores(likelihood=likelihood, name="model", nats=nats, tokens=tokens, words=words, bytes=n_bytes)
 

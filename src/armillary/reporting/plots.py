@@ -54,7 +54,9 @@ def bars(rows: Sequence[Measured]) -> str:
         if row.interval:
             low, high = row.interval
             error = [[max(0.0, bits - low)], [max(0.0, high - bits)]]
-            axes.errorbar(bits, place, xerr=error, ecolor=_INK, elinewidth=1.1, capsize=3, capthick=1.1)
+            axes.errorbar(
+                bits, place, xerr=error, fmt="none", color=_INK, ecolor=_INK, elinewidth=1.1, capsize=3, capthick=1.1
+            )
             end = max(bits, high)
         text = f"{'≤ ' if row.is_bound else ''}{bits:.3f}"
         axes.text(end + highest * 0.012, place, text, va="center", color=_INK, size=10.5)
@@ -169,7 +171,9 @@ def _points(records: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], 
 def _thin(steps: Sequence[int], values: Sequence[float]) -> tuple[Sequence[int], Sequence[float]]:
     """Every k-th point and the last, so that a long run does not make a large page."""
     k = -(-len(steps) // MAX_POINTS) or 1
-    places = sorted({*range(0, len(steps), k), *([len(steps) - 1] if steps else [])})
+    places = list(range(0, len(steps), k))
+    if steps and places[-1] != len(steps) - 1:
+        places.append(len(steps) - 1)
     return [steps[i] for i in places], [values[i] for i in places]
 
 

@@ -113,7 +113,7 @@ def _verdict(runs: Sequence[RunFolder], labels: Sequence[str], told: Sequence[Gr
     if not told:
         lines = [results.so_far(run) for run in runs]
         return lines if len(runs) == 1 else [f"{label}: {line}" for label, line in zip(labels, lines, strict=True)]
-    sentences = results.verdict(told[0])
+    sentences = results.verdict(told[0], is_named=len(runs) > 1)
     measured = {model.run for model in told[0].models}
     missing = [label for i, label in enumerate(labels) if i not in measured]
     if missing:

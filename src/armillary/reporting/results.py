@@ -88,13 +88,16 @@ def groups(runs: Sequence[RunFolder], labels: Sequence[str]) -> list[Group]:
     return sorted(made, key=lambda group: (-len(group.models), _rank(group.split)))
 
 
-def verdict(group: Group) -> list[str]:
-    """Sentences: the figure, its interval and its kind; then where it stands. The first one stands alone."""
+def verdict(group: Group, is_named: bool = False) -> list[str]:
+    """Sentences: the figure, its interval and its kind; then where it stands. The first one stands alone.
+
+    is_named: tell whose figure it is, for a report of several runs.
+    """
     first, *others = group.models
-    sentences = [f"{_subject(first, bool(others))}{figure(first)} on {where(group)}."]
+    sentences = [f"{f'{first.label}: ' if is_named else ''}{figure(first)} on {where(group)}."]
     sentences += [_beside(first, other) for other in others]
     if group.references:
-        sentences.append(_against(first, group.references, first.label if others else "the model"))
+        sentences.append(_against(first, group.references, first.label if is_named else "the model"))
     if first.checkpoint == "best" and group.split == "validation":
         sentences.append("The same split chose this checkpoint, which flatters the figure a little.")
     return sentences
@@ -139,7 +142,7 @@ def _stands(model: Measured, other: Measured, who: str) -> str:
         return f"{who} equals it to three decimals"
     told = f"{who} is {'worse' if gap > 0 else 'better'} by {'at least ' if model.is_bound else ''}{size}"
     if model.interval and model.interval[0] <= other.bits_per_byte <= model.interval[1]:
-        told += ", within the interval, so hardly a difference"
+        told += ", a gap within its interval"
     return told
 
 
@@ -153,10 +156,6 @@ def _beside(first: Measured, other: Measured) -> str:
     elif first.interval and other.interval and other.interval[0] <= first.interval[1]:
         told += "; their intervals overlap, a paired comparison tells more"
     return told + "."
-
-
-def _subject(row: Measured, is_named: bool) -> str:
-    return f"{row.label}: " if is_named else ""
 
 
 def _rows(evaluation: Mapping[str, Any], run: int, label: str, run_name: str) -> list[Measured]:
@@ -221,5 +220,6 @@ def so_far(run: RunFolder) -> str:
     loss = next((r["loss"] for r in reversed(train) if r.get("loss") is not None), None)
     if loss is not None:
         steps = f" of {facts['steps']:,}" if facts.get("steps") else ""
-        return f"Nothing held out is measured yet. At step {train[-1]['step']:,}{steps} the training loss is {loss:.3f} nats per token."
+        at = f"At step {train[-1]['step']:,}{steps}"
+        return f"Nothing held out is measured yet. {at} the training loss is {loss:.3f} nats per token."
     return "This run has just begun: nothing is measured yet."

@@ -159,7 +159,7 @@ class Engine:
         log_p = self._log_p.gather(1, tokens[:, None]).squeeze(1)
         pieces = {}
         for row, token, row_log_p in zip(rows, tokens.tolist(), log_p.tolist(), strict=True):
-            pieces[row.slot] = row.push(token, row_log_p, self.tokenizer)
+            pieces[row.slot] = row.push(token, row_log_p, self.tokenizer.token_bytes(token))
         going = [i for i, row in enumerate(rows) if row.finish is None]
         self._ended += [row for row in rows if row.finish is not None]
         self._running = [rows[i] for i in going]
@@ -203,22 +203,21 @@ class _Row:
     log_p: float = 0.0
     finish: Literal["end", "stop", "length"] | None = None
 
-    def push(self, token: int, log_p: float, tokenizer: Tokenizer) -> str:
-        """Takes a drawn token; returns the text that is certain now."""
+    def push(self, token: int, log_p: float, piece: bytes) -> str:
+        """Takes a drawn token and its bytes (none at eos); returns the text that is certain now."""
         self.log_p += log_p
         self.n_tokens += 1
-        piece = ""
+        text = self.text.push(piece)
         if token == EOS:
             self.finish = "end"
         else:
             self.tokens.append(token)
             self.seen.add(token)
-            piece = self.text.push(tokenizer.token_bytes(token))
             if self.text.is_stopped:
                 self.finish = "stop"
             elif self.n_tokens == self.n_most:
                 self.finish = "length"
-        return piece if self.finish is None else piece + self.text.close()
+        return text if self.finish is None else text + self.text.close()
 
     def continuation(self) -> Continuation:
         assert self.finish is not None

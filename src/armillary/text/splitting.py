@@ -43,11 +43,11 @@ def place_to_cut(text: str, fraction: float) -> int | None:
 
     None where there is neither. Near: validation gets less than twice its fraction, and neither side is blank.
     """
-    target = round(len(text) * (1 - fraction))
-    reach = round(len(text) * min(fraction, 1 - fraction))
+    n_wanted = round(len(text) * fraction)
+    target = len(text) - n_wanted
     for mark in ("\n", " "):
-        before = text.rfind(mark, target - reach, target)
-        after = text.find(mark, target, target + reach - 1)
+        before = text.rfind(mark, max(0, target - n_wanted), target)
+        after = text.find(mark, target)
         near = [i for i in (before, after) if i >= 0 and text[: i + 1].strip() and text[i + 1 :].strip()]
         if near:
             return min(near, key=lambda i: abs(i - target)) + 1

@@ -1,13 +1,16 @@
 """Byte-level BPE, trained and run by Hugging Face tokenizers (Rust); the model file is its tokenizer.json.
 
 Source: Sennrich et al. 2016, arXiv 1508.07909; over bytes as in Radford et al. 2019 (GPT-2), with its word pattern.
-Differs: text that looks like a special token or marker is spelled out, always.
+Differs: text that looks like a special token or marker is spelled out, always. A batch is cut where the word pattern
+surely cuts, before a space, and what a unit gives is remembered: the same ids, several times faster.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +34,11 @@ from armillary.tokens.tokenizers._vocabulary import (
 )
 
 FILE = "tokenizer.json"
+_WHITE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+UNIT = re.compile(rf" ?[^{_WHITE}]+|[{_WHITE}]+(?![^{_WHITE}])|[{_WHITE}]+")
+"""Whole matches of GPT-2's pattern, joined up to the next space. Python's \\s would also match U+001C to U+001F."""
+MOST_KNOWN = 200_000
+"""Units remembered before starting afresh: about 50 MB."""
 
 
 class Bpe(Part):
@@ -70,11 +78,12 @@ class Bpe(Part):
 
 
 class BpeTokenizer(FixedBytes):
-    """Merges of bytes. Encodes on all cores; one long text uses one."""
+    """Merges of bytes."""
 
     def __init__(self, rust: tokenizers.Tokenizer, markers: Sequence[str]) -> None:
         rust.encode_special_tokens = True  # tokenizer.json does not keep it: without it "<eos>" in a text is EOS
         self._rust = rust
+        self._known: dict[str, list[int]] = {}
         _refuse_merged_specials(rust, markers)
         letters = _bytes_of_letters()
         n = rust.get_vocab_size() - len(markers)
@@ -83,8 +92,13 @@ class BpeTokenizer(FixedBytes):
         super().__init__(table, markers, SPELLED_BYTES)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        batch = self._rust.encode_batch_fast([well_formed(text) for text in texts], add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in batch]
+        units = [UNIT.findall(well_formed(text)) for text in texts]
+        known = self._known if len(self._known) < MOST_KNOWN else {}
+        new = [unit for unit in dict.fromkeys(chain.from_iterable(units)) if unit not in known]
+        encoded = self._rust.encode_batch_fast(new, add_special_tokens=False)
+        known.update(zip(new, [encoding.ids for encoding in encoded], strict=True))
+        self._known = known
+        return [np.fromiter(chain.from_iterable(map(known.__getitem__, found)), dtype=np.int32) for found in units]
 
     def save(self, folder: Path) -> Path:
         self._rust.save(str(folder / FILE))

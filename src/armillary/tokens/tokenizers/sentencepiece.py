@@ -34,12 +34,14 @@ from armillary.tokens.tokenizers._vocabulary import (
 FILE = "tokenizer.model"
 SPACE = "\u2581"
 BYTE_PIECES = range(N_SPECIALS + 1, N_SPECIALS + 1 + N_BYTES)  # after the specials and the newline
+SIGNS = "\0\u2581\u2585"
+"""Characters that the trainer uses as signs of its own: it drops, in silence, every sentence that holds one."""
 LONGEST_SENTENCE = 4000
-"""Characters. The trainer drops what is longer than its own limit in silence: texts are cut before it can."""
-_STRETCH = rf"[^\n\0\u2581\u2585]{{1,{LONGEST_SENTENCE}}}"
-SENTENCE = re.compile(rf"{_STRETCH}(?!\S)|{_STRETCH}")
-"""A stretch to train on, cut before a space where it can be. The trainer drops whole sentences that hold one of the
-other three characters, which it uses as signs of its own; encoding spells them in bytes."""
+"""Characters; the trainer drops longer ones in silence too."""
+SENTENCE = re.compile(rf"[^\n{SIGNS}]{{1,100}}(?![^\s{SIGNS}])|[^\S\n]?[^\s{SIGNS}]{{1,{LONGEST_SENTENCE - 1}}}")
+"""What is trained on: up to 100 characters, cut before a space, or one longer word. Short on purpose: the unigram
+trainer takes as first pieces only strings that are followed by different things (or an end), so in text where a space
+follows every word, as WikiText's, whole lines lose " and" or " ," and need 18 % more tokens."""
 
 
 class SentencePiece(Part):

@@ -81,7 +81,7 @@ class OpenWords(FixedBytes):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         look_up = self._ids_of.__getitem__
         units = (UNIT.findall(well_formed(text)) for text in texts)
-        return [np.array(list(chain.from_iterable(map(look_up, found))), dtype=np.int32) for found in units]
+        return [np.fromiter(chain.from_iterable(map(look_up, found)), dtype=np.int32) for found in units]
 
     def save(self, folder: Path) -> Path:
         return _save(folder, "bytes", self._words, self.markers)
