@@ -194,3 +194,11 @@ def test_refusals_of_fields_and_networks():
             made(kind, Small(), **fields)
     with pytest.raises(Refusal, match="'learning_rate'"):
         made("adamw", Small(), learning_rate=0)
+
+
+def test_every_field_reaches_torch():
+    fields = {"learning_rate": 0.1, "weight_decay": 0.2, "momentum": 0.3, "nesterov": False, "ns_steps": 4}
+    muon, adamw, *_ = made("muon", Small(), betas=(0.5, 0.6), eps=1e-5, **fields).param_groups
+    assert {"learning_rate": muon["lr"]} | {name: muon[name] for name in list(fields)[1:]} == fields
+    for group in (adamw, made("adamw", Small(), betas=(0.5, 0.6), eps=1e-5).param_groups[0]):
+        assert group["betas"] == (0.5, 0.6) and group["eps"] == 1e-5

@@ -108,7 +108,7 @@ def build_corpora(parts: Parts, root: Path, say: Say, use: Given) -> dict[str, C
 
 def build_corpus(source_name: str, source: Source, validation_fraction: float, root: Path, say: Say) -> Corpus:
     corpus = corpora.build(_label(source_name, source), source, validation_fraction, root / "artefacts", say)
-    facts = [f"{split} {corpus.facts(split).n_bytes / 1e6:.1f} MB" for split in corpus.splits]
+    facts = [f"{split} {corpus.facts(split).n_bytes:,} bytes" for split in corpus.splits]
     say(f"corpus {corpus.folder.name}: {', '.join(facts)}")
     return corpus
 

@@ -72,9 +72,13 @@ def check(request: Request) -> Checked:
 
 
 def start(checked: Checked, say: Callable[[str], None]) -> TrainingRun:
-    """Runs the missing stages and fixes the number of steps. The main process makes artefacts, the others open them."""
+    """Runs the missing stages and fixes the number of steps. The main process makes artefacts, the others open them.
+
+    Raises Refusal for a device that is not there or rows that do not divide, before any stage runs.
+    """
     request, found = checked.request, checked.parts
     accelerator = distribution.join(found.recipe.training.device)
+    distribution.share(accelerator, build.batch_rows(found), found.recipe.training.accumulation)
     with accelerator.main_process_first():
         prepared = _prepare(checked, say)
     if request.minutes is not None and not checked.continues:

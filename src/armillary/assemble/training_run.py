@@ -76,7 +76,6 @@ class TrainingRun:
             refuse_other_recipe(self.run, self.parts.recipe)
             self._refuse_other_text()
         device = self.accelerator.device
-        distribution.share(self.accelerator, build.batch_rows(self.parts), self.settings.accumulation)
         learner = build.learner(self.parts, self.prepared.tokenizer.tokenizer.n_vocab, device)
         course = build.course(self.parts, self.prepared.packed, device)
         lock = self.run.lock() if self.is_main else None

@@ -76,8 +76,9 @@ def text_of(value: Any, field: str, file: str, number: int) -> str | Rejected:
         value = value[field]
     if not isinstance(value, str):
         return Rejected(file, number, f"holds {type(value).__name__} where the text should be")
-    # JSON can spell half of a surrogate pair, which has no UTF-8 form.
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which has no UTF-8 form
         return Rejected(file, number, "holds half of a surrogate pair, which is not text")
     return value
 

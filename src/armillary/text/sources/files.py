@@ -58,8 +58,8 @@ class Files(Part):
     separator: the mark between documents; text_field: where a record holds its text.
     """
 
-    path: str | list[str] | None = Field(None, exclude=True)  # where it lies is not what it is: see fingerprint
-    splits: dict[Split, str | list[str]] | None = Field(None, exclude=True)
+    path: str | list[str] | None = Field(default=None, exclude=True)  # where it lies is not what it is: see fingerprint
+    splits: dict[Split, str | list[str]] | None = Field(default=None, exclude=True)
     document: Cut | Literal["auto", "jsonl"] = "auto"
     separator: str = "<|endoftext|>"
     text_field: str = "text"

@@ -31,8 +31,10 @@ class Wikitext2(Part):
     are `<unk>`. Results on the two are never comparable; the fingerprint says which one it is.
     """
 
-    path: str | None = Field(None, exclude=True)
-    release: Literal["auto", "raw", "tokens"] = Field("auto", exclude=True)  # the fingerprint holds the one taken
+    path: str | None = Field(default=None, exclude=True)
+    release: Literal["auto", "raw", "tokens"] = Field(
+        default="auto", exclude=True
+    )  # the fingerprint holds the one taken
 
     @property
     def boundary(self) -> Literal["newline", "end_of_text"]:

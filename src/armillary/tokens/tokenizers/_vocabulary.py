@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -96,6 +96,13 @@ def warn_short(vocabulary: int, n_vocab: int) -> None:
     if n_vocab < vocabulary:
         what = f"the text gives {n_vocab:,} tokens, vocabulary asks for {vocabulary:,}"
         warnings.warn(f"tokenizer: {what}; train on more text or ask for less", ArmillaryWarning, stacklevel=3)
+
+
+def refuse_learnt_markers(markers: Sequence[str], is_learnt: Callable[[str], bool]) -> None:
+    """Raises Refusal where a marker is spelled like a token of text: a model file holds each spelling once."""
+    for marker in markers:
+        if is_learnt(marker):
+            raise Refusal(f"tokenizer: marker '{marker}' is also a token of the text; choose a longer one")
 
 
 def refuse_other_markers(file: Path, found: Sequence[str], expected: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ from armillary.tokens.tokenizers._vocabulary import (
     SPELLED_BYTES,
     FixedBytes,
     Markers,
+    refuse_learnt_markers,
     refuse_other_markers,
     refuse_small,
     warn_short,
@@ -44,8 +45,8 @@ MOST_KNOWN = 200_000
 class Bpe(Part):
     """vocabulary: ids in all, specials, 256 bytes and markers included. min_frequency: of a pair that is merged."""
 
-    vocabulary: int = Field(8192, ge=1)
-    min_frequency: int = Field(2, ge=1)
+    vocabulary: int = Field(default=8192, ge=1)
+    min_frequency: int = Field(default=2, ge=1)
     markers: Markers = ()
 
     def train(self, texts: Iterable[str]) -> BpeTokenizer:
@@ -62,9 +63,7 @@ class Bpe(Part):
             show_progress=False,
         )
         rust.train_from_iterator(map(well_formed, texts), trainer)
-        for marker in self.markers:
-            if rust.token_to_id(marker) is not None:
-                raise Refusal(f"tokenizer: marker '{marker}' is a token that text makes; choose a longer one")
+        refuse_learnt_markers(self.markers, lambda marker: rust.token_to_id(marker) is not None)
         rust.add_special_tokens(list(self.markers))
         tokenizer = BpeTokenizer(rust, self.markers)
         warn_short(self.vocabulary, tokenizer.n_vocab)

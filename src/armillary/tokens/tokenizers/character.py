@@ -30,7 +30,7 @@ class Character(Part):
     Specials, 256 bytes and markers come on top.
     """
 
-    vocabulary: int | None = Field(None, ge=0)
+    vocabulary: int | None = Field(default=None, ge=0)
     markers: Markers = ()
 
     def train(self, texts: Iterable[str]) -> CharacterTokenizer:

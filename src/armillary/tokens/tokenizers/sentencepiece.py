@@ -17,7 +17,7 @@ import numpy as np
 import sentencepiece
 from pydantic import Field
 
-from armillary.contracts import SPECIAL_TOKENS
+from armillary.contracts import SPECIAL_TOKENS, UNK
 from armillary.refusal import Refusal
 from armillary.registry import Part
 from armillary.tokens.tokenizers._vocabulary import (
@@ -25,6 +25,7 @@ from armillary.tokens.tokenizers._vocabulary import (
     N_SPECIALS,
     FixedBytes,
     Markers,
+    refuse_learnt_markers,
     refuse_other_markers,
     refuse_small,
     warn_short,
@@ -47,7 +48,7 @@ follows every word, as WikiText's, whole lines lose " and" or " ," and need 18 %
 class SentencePiece(Part):
     """vocabulary: ids in all, specials, newline, 256 bytes and markers included. Trains on texts held in memory."""
 
-    vocabulary: int = Field(32768, ge=1)
+    vocabulary: int = Field(default=32768, ge=1)
     model_type: Literal["unigram", "bpe"] = "unigram"
     markers: Markers = ()
 
@@ -56,12 +57,10 @@ class SentencePiece(Part):
         n_markers = len(self.markers)
         refuse_small(self.vocabulary, N_SPECIALS + 1 + N_BYTES + n_markers)
         model = _trained(texts, self.vocabulary, n_markers, self.model_type)
+        learnt = sentencepiece.SentencePieceProcessor(model_proto=model)
+        refuse_learnt_markers(self.markers, lambda marker: learnt.piece_to_id(marker) != UNK)
         model += b"".join(_control_piece(marker) for marker in self.markers)
-        try:
-            tokenizer = SentencePieceTokenizer(model, self.markers)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise Refusal(f"tokenizer: a marker is also a piece of text ({reason}); choose a longer one") from None
+        tokenizer = SentencePieceTokenizer(model, self.markers)
         warn_short(self.vocabulary, tokenizer.n_vocab)
         return tokenizer
 

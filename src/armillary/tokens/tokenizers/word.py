@@ -46,7 +46,7 @@ class Word(Part):
     `<unk>` of WikiText's tokenised release is that very id).
     """
 
-    vocabulary: int = Field(50_000, ge=1)
+    vocabulary: int = Field(default=50_000, ge=1)
     unknown: Literal["bytes", "unk"] = "bytes"
     markers: Markers = ()
 

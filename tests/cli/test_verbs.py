@@ -1,0 +1,248 @@
+"""Every verb on a real small run, and bad input: one line that names the thing and the fix, exit status 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+from armillary.cli import main
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Runs a verb in this process: (exit status, stdout, stderr)."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            main([str(word) for word in words])
+            status = 0
+        except SystemExit as ending:
+            status = int(ending.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, small_recipe) -> Path:
+    """A root with two trained runs."""
+    root = tmp_path_factory.mktemp("home")
+    for name, change in (("one", "seed=1"), ("two", "model.backbone.n_layers=1")):
+        words = ["train", str(small_recipe), "--name", name, "--set", change, "--root", str(root), "--log-level", "quiet"]
+        with pytest.raises(SystemExit) as ending:
+            main(words)
+        assert not ending.value.code
+    return root
+
+
+def document(out: str):
+    return json.loads(out)  # refuses anything beside the one document
+
+
+def test_recipes_and_plan(call, small_recipe):
+    status, out, _ = call("recipes", "list", "--json")
+    names = {row["name"] for row in document(out)}
+    assert status == 0 and {"baseline-gpt", "lumi-micro", "lumi-tiny", "lumi-small", "lumi-medium", "lumi-base"} <= names
+    assert document(call("recipes", "show", "baseline-gpt-one-layer", "--json")[1])["model"]["backbone"]["n_layers"] == 1
+    facts = document(call("plan", "baseline-gpt", "--no-measure", "--json")[1])
+    assert facts["parameters"] == 6_868_992 and facts["parameters_non_embedding"] == 4_739_072
+    assert facts["tokens"] == 20_000 * 64 * 128
+    for size, parameters in {"micro": 9_438_336, "tiny": 23_072_000, "small": 41_686_656, "medium": 83_898_880,
+                             "base": 124_278_528}.items():  # fmt: skip
+        assert document(call("plan", f"lumi-{size}", "--no-measure", "--json")[1])["parameters"] == parameters
+    status, out, err = call("plan", small_recipe, "--json")
+    facts = document(out)
+    assert facts["tokens_per_second"] > 0 and facts["seconds"] > 0 and facts["memory_bytes"]["activations"] > 0
+
+
+def test_plan_writes_nothing(call, small_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call("plan", small_recipe)[0] == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["train", "pack", "tokenizer train", "data make", "evaluate", "report", "demo"])
+def test_dry_run_writes_nothing(call, small_recipe, home, text_file, tmp_path, verb):
+    argument = {"data make": text_file, "evaluate": "one", "report": "one", "demo": None}.get(verb, small_recipe)
+    before = {p: p.stat().st_mtime_ns for p in home.rglob("*")}
+    root = home if verb in ("evaluate", "report") else tmp_path
+    status, out, err = call(*verb.split(), *([argument] if argument else []), "--dry-run", "--root", root)
+    assert status == 0 and out.strip(), err
+    assert list(tmp_path.iterdir()) == [] and {p: p.stat().st_mtime_ns for p in home.rglob("*")} == before
+
+
+def test_evaluate_has_every_promised_field(call, home):
+    status, out, _ = call("evaluate", "one", "--references", "--json", "--root", home)
+    results = document(out)
+    assert status == 0 and [r["name"] for r in results] == ["one", "uniform", "unigram", "kneser-ney-5", "xz"]
+    promised = {"kind", "nats", "stderr_nats", "interval_bits_per_byte", "n_tokens", "n_words", "n_bytes", "bits_per_byte",
+                "word_perplexity", "token_perplexity", "protocol", "protocol_hash"}  # fmt: skip
+    for result in results:
+        assert promised <= result.keys()
+        assert result["protocol_hash"] == results[0]["protocol_hash"]
+        assert result["n_bytes"] == results[0]["n_bytes"]
+    model, uniform = results[0], results[1]
+    assert model["kind"] == "exact" and model["stderr_nats"] == 0
+    assert model["interval_bits_per_byte"][0] < model["bits_per_byte"] < model["interval_bits_per_byte"][1]
+    assert model["bits_per_byte"] < uniform["bits_per_byte"]
+
+
+def test_every_token_is_scored_once_whatever_the_window(call, home):
+    found = [document(call("evaluate", "one", "--json", "--root", home, "--window", w, "--stride", s)[1])[0]
+             for w, s in ((32, 32), (32, 5), (16, 1), (9, 7))]  # fmt: skip
+    assert len({r["n_tokens"] for r in found}) == 1
+    assert len({r["protocol_hash"] for r in found}) == 1
+    assert len({round(r["nats"], 3) for r in found}) == 4
+
+
+def test_compare_runs_show_report_verify(call, home):
+    found = document(call("compare", "one", "two", "--json", "--root", home)[1])
+    assert [row["name"] for row in found["rows"]] == ["one", "two"]
+    low, high = found["rows"][1]["interval_difference_bits"]
+    assert low <= found["rows"][1]["difference_bits"] <= high
+    assert "two" in call("compare", "one", "two", "--root", home)[1]
+    assert {row["name"] for row in document(call("runs", "list", "--json", "--root", home)[1])} == {"one", "two"}
+    shown = document(call("runs", "show", "one", "--json", "--root", home)[1])
+    assert shown["state"] == "finished" and shown["parameters"] > 0
+    path = document(call("report", "one", "two", "--json", "--root", home)[1])["report"]
+    assert Path(path).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    checks = document(call("verify", "one", "--behaviour", "--json", "--root", home)[1])
+    assert {"shapes", "causality", "shift"} <= {check["name"] for check in checks} and all(c["holds"] for c in checks)
+
+
+def test_verify_finds_a_flipped_byte(call, home, tmp_path):
+    import shutil
+
+    shutil.copytree(home, tmp_path / "home")
+    file = next((tmp_path / "home").glob("artefacts/packed/*/train.tokens"))
+    content = bytearray(file.read_bytes())
+    content[100] ^= 4
+    file.write_bytes(content)
+    status, out, _ = call("verify", file.parent)
+    assert status == 1 and "train.tokens" in out
+    status, _, err = call("evaluate", "one", "--root", tmp_path / "home")
+    assert status in (0, 2)  # the run's own record names the untouched packed folder first
+    status, _, err = call("train", "baseline-gpt", "--data", file.parent, "--root", tmp_path / "home", "--set",
+                          "packing.window=32", "--set", "model.backbone.max_length=32")  # fmt: skip
+    assert status == 2 and "train.tokens" in err and err.count("\n") == 1
+
+
+def test_sample_is_seeded_and_ends_where_asked(call, home):
+    words = ["sample", "one", "--prompt", "the ", "--n", 3, "--max-new-tokens", 6, "--json", "--root", home]
+    first, again = document(call(*words, "--seed", 4)[1]), document(call(*words, "--seed", 4)[1])
+    other = document(call(*words, "--seed", 5)[1])
+    assert first == again != other and len(first) == 3
+    assert all(row["n_tokens"] <= 6 for row in first)
+
+
+def test_a_run_is_sampled_while_it_trains_and_best_is_on_disk(home):
+    from armillary.run_folder import open_run
+
+    run = open_run("one", home)
+    assert [s["step"] for s in run.samples()] == [12, 24]
+    assert run.facts()["best_step"] in run.checkpoint_steps()
+
+
+def refused(found, *needles):
+    status, out, err = found
+    assert status == 2, err
+    assert out == "" and err.startswith("armillary: ") and err.count("\n") == 1, err
+    for needle in needles:
+        assert needle in err, err
+
+
+def test_bad_input_is_one_line_and_writes_nothing(call, small_recipe, tmp_path, home):
+    root = ["--root", tmp_path]
+    empty = tmp_path.parent / "empty.txt"
+    empty.write_text("\n\n")
+    refused(call("train", "baseline-gtp", *root), "baseline-gtp", "'baseline-gpt'")
+    refused(call("train", small_recipe, "--set", "training.stepz=3", *root), "training.stepz", "'steps'")
+    refused(call("train", small_recipe, "--set", "model.backbone.n_layer=3", *root), "n_layer", "'n_layers'")
+    refused(call("train", small_recipe, "--set", "model.backbone.name=lama", *root), "lama", "'llama'")
+    refused(call("train", small_recipe, "--set", "seed", *root), "--set seed", "key=value")
+    refused(call("train", small_recipe, "--data", "nowhere.txt", *root), "nowhere.txt")
+    refused(call("train", small_recipe, "--data", empty, *root), "empty")
+    refused(call("train", small_recipe, "--steps", 5, "--minutes", 1, *root), "--steps", "--minutes")
+    refused(call("train", small_recipe, "--set", "training.batch_tokens=9", *root), "batch_rows and batch_tokens")
+    refused(call("train", small_recipe, "--set", "training.batch_rows=9", *root), "multiple of 2")
+    refused(call("train", small_recipe, "--set", "training.device=cuda", *root), "cuda", "doctor")
+    refused(call("train", "baseline-gpt", "--set", "packing.window=200", *root), "max_length")
+    refused(call("train", small_recipe, "--set", "tokenizer.vocabulary=100", *root), "vocabulary")
+    refused(call("evaluate", "on", "--root", home), "'one'")
+    refused(call("evaluate", "one", "--split", "tests", "--root", home), "tests")
+    refused(call("evaluate", "one", "--stride", 90, "--root", home), "stride")
+    refused(call("sample", "one", "--checkpoint", "7", "--root", home), "--checkpoint 7")
+    refused(call("sample", "one", "--top-p", "1.5", "--root", home), "top_p")
+    refused(call("train", small_recipe, "--name", "one", "--root", home), "exists", "--resume auto")
+    refused(call("verify", tmp_path, *root), "no run")
+    refused(call("compare", "one", "--root", home), "two runs")
+    refused(call("report", "none", "--root", home), "none")
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and "artefacts" not in p.parts] == []
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_prompt_longer_than_the_context_is_refused(call, small_recipe, tmp_path):
+    changes = ["--set", "model.backbone={name: gpt, d_model: 32, n_layers: 1, n_heads: 2, max_length: 32}", "--steps", "5",
+               "--set", "training.schedule.warmup=1"]  # fmt: skip
+    assert call("train", small_recipe, *changes, "--root", tmp_path)[0] == 0
+    refused(call("sample", "small", "--prompt", "the of and " * 30, "--root", tmp_path), "context 32", "shorten")
+    refused(call("sample", "small", "--prompt", "the", "--max-new-tokens", 60, "--root", tmp_path), "at most")
+    assert call("sample", "small", "--prompt", "the", "--root", tmp_path)[0] == 0
+
+
+def test_a_changed_tokenizer_is_refused(call, home, tmp_path):
+    import shutil
+
+    shutil.copytree(home, tmp_path / "home")
+    run = tmp_path / "home" / "runs" / "one"
+    shutil.rmtree(run / "tokenizer")
+    other = next(p for p in sorted((tmp_path / "home" / "artefacts" / "tokenizers").iterdir()))
+    words = ["tokenizer", "train", str(other)]
+    assert words
+    file = next(p for p in other.iterdir() if p.name != "manifest.json")
+    shutil.copytree(other, run / "tokenizer")
+    (run / "tokenizer" / file.name).write_bytes(file.read_bytes() + b" ")
+    refused(call("sample", "one", "--root", tmp_path / "home"), file.name)
+
+
+def test_a_text_shorter_than_a_window_trains_on_one_shorter_window(call, small_recipe, tmp_path):
+    text = tmp_path / "short.txt"
+    text.write_text("a few words and no more")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        status, _, err = call("train", small_recipe, "--data", text, "--root", tmp_path, "--steps", 5,
+                              "--set", "tokenizer={name: character}", "--set", "training.schedule.warmup=1")  # fmt: skip
+    assert status == 0 and "short" in err, err
+
+
+def test_help_is_quick_and_loads_no_torch():
+    code = "import sys; sys.argv = ['armillary', '--help']; from armillary.cli import main\n"
+    code += "try: main()\nexcept SystemExit: pass\nassert not {'torch', 'pydantic', 'numpy', 'rich'} & set(sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    fastest = min(_seconds("--help") for _ in range(3))
+    assert fastest < 3.0  # a guard against an import of torch; the real figure is in benchmarks
+
+
+def _seconds(*words: str) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "armillary", *words], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def test_a_run_reads_its_own_recipe_back(home, call):
+    from armillary import registry
+    from armillary.recipe import Recipe
+    from armillary.run_folder import open_run
+
+    recipe = open_run("two", home).recipe()
+    assert registry.check(Recipe, recipe, "two").model_dump(mode="json") == recipe
