@@ -25,7 +25,35 @@ def data() -> Path:
     return folder
 
 
-WORDS = "the of and a in to was is for on as with by he that it at from his an were are which this also be had".split()
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "a",
+    "in",
+    "to",
+    "was",
+    "is",
+    "for",
+    "on",
+    "as",
+    "with",
+    "by",
+    "he",
+    "that",
+    "it",
+    "at",
+    "from",
+    "his",
+    "an",
+    "were",
+    "are",
+    "which",
+    "this",
+    "also",
+    "be",
+    "had",
+]
 
 
 @pytest.fixture(scope="session")

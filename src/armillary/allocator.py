@@ -1,8 +1,8 @@
 """glibc gives every large tensor back to the system and asks for it again: each training step then pays in page faults.
 
-M_MMAP_MAX = 0 and no trimming keep the memory (about half as much again at its peak) and make an eager step on a CPU up to
-three times as fast. Linux with glibc only; ARMILLARY_ALLOCATOR=system leaves it alone. Called by the command's entry, never
-by an import.
+M_MMAP_MAX = 0 and no trimming keep the memory (about half as much again at its peak) and make an eager step up
+to three times as fast on a CPU. Linux with glibc only; ARMILLARY_ALLOCATOR=system leaves it alone. Called by the
+command's entry, never by an import.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from armillary.records import Document, Kind
+from armillary.records import Document, Kind, Rejected
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 """Ids every tokenizer gives its four special tokens. Text never encodes to them."""
@@ -106,7 +106,9 @@ class Source(Protocol):
         """
         ...
 
-    def read(self) -> Iterator[Document]: ...
+    def read(self) -> Iterator[Document | Rejected]:
+        """Documents without a split belong to train. A bad record is yielded as Rejected, never skipped."""
+        ...
 
 
 @runtime_checkable
@@ -151,6 +153,11 @@ class Tokenizer(Protocol):
 class TokenizerPart(Protocol):
     """A file of tokens/tokenizers: its fields are the configuration, it trains and loads tokenizers."""
 
+    @property
+    def planned_vocabulary(self) -> int | None:
+        """Ids it will have after training on enough text; None where only the text can tell."""
+        ...
+
     def train(self, texts: Iterable[str]) -> Tokenizer:
         """Raises Refusal where the vocabulary is smaller than the alphabet."""
         ...
@@ -160,10 +167,19 @@ class TokenizerPart(Protocol):
 
 @runtime_checkable
 class Cache(Protocol):
-    """State of decoding for rows × capacity tokens, preallocated. Nothing grows, nothing is kept on modules."""
+    """State of decoding for rows × capacity tokens, preallocated. Nothing grows, nothing is kept on modules.
 
+    layers: what each mixer keeps. rows: which rows of the storage this cache looks at, None for all. lengths: tokens
+    each row of the storage holds, on the host; row_lengths: those of the rows looked at.
+    """
+
+    layers: list[Any]
     lengths: Int[Tensor, " R"]
     capacity: int
+    rows: Int[Tensor, " n"] | None
+
+    @property
+    def row_lengths(self) -> Int[Tensor, " n"]: ...
 
     @property
     def can_rewind(self) -> bool: ...
@@ -181,7 +197,11 @@ class Cache(Protocol):
         ...
 
     def rewind(self, rows: Int[Tensor, " n"], n: Int[Tensor, " n"]) -> None:
-        """Forgets the last n tokens of each row."""
+        """Forgets the last n tokens of each row. Raises Refusal where the backbone cannot."""
+        ...
+
+    def advance(self, n: Int[Tensor, " n"] | int) -> None:
+        """Counts the tokens that a forward pass has just written, once, after the last layer."""
         ...
 
 
@@ -246,11 +266,7 @@ class Network(Protocol):
     def head(self) -> Head: ...
 
     def hidden(
-        self,
-        tokens: Int[Tensor, "B L"],
-        layout: Layout,
-        condition: Tensor | None = None,
-        cache: Cache | None = None,
+        self, tokens: Int[Tensor, "B L"], layout: Layout, condition: Tensor | None = None
     ) -> Float[Tensor, "B L D"]: ...
 
 

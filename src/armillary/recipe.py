@@ -39,16 +39,22 @@ class Corpus(Section):
     """Where text comes from, and how it is split where the source brings no splits of its own."""
 
     source: Choice
-    validation_fraction: float = Field(0.05, gt=0, lt=1)
+    validation_fraction: float = Field(default=0.05, gt=0, lt=1)
 
 
 class Packing(Section):
     """Rows of window + 1 tokens, one every `stride` tokens (the window where it is not set)."""
 
     window: int = Field(ge=2)
-    stride: int | None = Field(None, ge=1)
-    max_rows: int | None = Field(None, ge=1)
+    stride: int | None = Field(default=None, ge=1)
+    max_rows: int | None = Field(default=None, ge=1)
     isolate_documents: bool = False
+
+    @model_validator(mode="after")
+    def rows_leave_no_gap(self) -> Packing:
+        if self.stride is not None and self.stride > self.window:
+            raise ValueError(f"stride {self.stride} is more than the window, {self.window}: tokens would be in no row")
+        return self
 
 
 class Model(Section):
@@ -67,25 +73,25 @@ class Training(Section):
     """The loop. One of batch_rows and batch_tokens; every `..._every` counts optimizer steps."""
 
     steps: int = Field(ge=1)
-    batch_rows: int | None = Field(None, ge=1)
-    batch_tokens: int | None = Field(None, ge=1)
-    accumulation: int = Field(1, ge=1)
+    batch_rows: int | None = Field(default=None, ge=1)
+    batch_tokens: int | None = Field(default=None, ge=1)
+    accumulation: int = Field(default=1, ge=1)
     optimizer: Choice
     schedule: Choice
-    clip: float | None = Field(1.0, gt=0)
+    clip: float | None = Field(default=1.0, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     compile: bool = False
     activation_checkpointing: bool = False
     deterministic: bool = True
-    ema: float | None = Field(None, gt=0, lt=1)
-    log_every: int = Field(10, ge=1)
-    validate_every: int = Field(500, ge=1)
-    validation_rows: int | None = Field(None, ge=1)
-    sample_every: int | None = Field(None, ge=1)
-    checkpoint_every: int = Field(500, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
-    early_stop: int | None = Field(None, ge=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    log_every: int = Field(default=10, ge=1)
+    validate_every: int = Field(default=500, ge=1)
+    validation_rows: int | None = Field(default=None, ge=1)
+    sample_every: int | None = Field(default=None, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    early_stop: int | None = Field(default=None, ge=1)
     on_non_finite: Literal["stop", "roll_back"] = "stop"
     track: list[Literal["tensorboard", "wandb"]] = []
 
@@ -99,23 +105,23 @@ class Training(Section):
 class Evaluation(Section):
     """Windows of the sliding evaluation, in tokens; None: the packing's window, and half of it as stride."""
 
-    window: int | None = Field(None, ge=2)
-    stride: int | None = Field(None, ge=1)
-    batch_rows: int = Field(16, ge=1)
+    window: int | None = Field(default=None, ge=2)
+    stride: int | None = Field(default=None, ge=1)
+    batch_rows: int = Field(default=16, ge=1)
 
 
 class Sampling(Section):
     """Samples written while training."""
 
     prompts: list[str] = [""]
-    max_new_tokens: int = Field(64, ge=1)
+    max_new_tokens: int = Field(default=64, ge=1)
     sampler: Choice = Choice(name="left_to_right")
 
 
 class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     about: str = ""
-    seed: int = Field(42, ge=0)
+    seed: int = Field(default=42, ge=0)
     parts: list[str] = []
     corpora: dict[str, Corpus] = Field(min_length=1)
     tokenizer: Choice
@@ -137,8 +143,10 @@ class Recipe(Section):
             if min(phase.weights.values()) < 0 or sum(phase.weights.values()) <= 0:
                 raise ValueError("mixture: weights must be at least 0 and not all 0")
         ends = [phase.until_tokens for phase in self.mixture]
+        if ends and ends[-1] is not None:
+            raise ValueError("mixture: the last phase goes on to the end; leave its until_tokens out")
         if any(end is None for end in ends[:-1]) or ends[:-1] != sorted(e for e in ends[:-1] if e is not None):
-            raise ValueError("mixture: until_tokens must rise, and only the last phase may leave it out")
+            raise ValueError("mixture: until_tokens must rise, and only the last phase leaves it out")
         return self
 
     def as_yaml(self) -> str:

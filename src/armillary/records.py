@@ -102,11 +102,12 @@ class Likelihood:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Likelihood:
-        known = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
+        known: dict[str, Any] = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
         for name in ("interval_bits_per_byte", "interval_word_perplexity"):
             if known.get(name) is not None:
                 known[name] = tuple(known[name])
-        return cls(**known | {"protocol": Protocol(**record["protocol"])})
+        known["protocol"] = Protocol(**record["protocol"])
+        return cls(**known)
 
 
 def perplexity(nats_per_unit: float) -> float:
@@ -119,7 +120,8 @@ class Step:
     """One optimizer step, as the loop yields it.
 
     loss: nats per scored token of the step's global batch, without label smoothing; None where it was not finite.
-    grad_norm: before clipping, None where it was not finite. learning_rate: of the first parameter group; n_tokens: scored tokens so far; seconds: of this step.
+    grad_norm: before clipping, None where it was not finite. learning_rate: of the first parameter group.
+    n_tokens: scored tokens so far. seconds: of this step.
     parts: named components of the loss, nats per scored token. mixture: rows drawn so far from each packed set.
     """
 
@@ -176,3 +178,16 @@ class Document:
 
     text: str
     split: str | None = None
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A record that gave no document. A source yields it beside its documents; the corpus counts and keeps it.
+
+    file: its name without folders outside the source. line: counted from 1 (in a .json list or a .parquet file, the
+    record's number).
+    """
+
+    file: str
+    line: int
+    reason: str

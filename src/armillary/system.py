@@ -62,7 +62,9 @@ def _why_no_gpu() -> str:
         return f"not used: {seen}this torch ({torch.__version__}) was built for the CPU only"
     if not shutil.which("nvidia-smi"):
         return "not used: torch could, but there is no NVIDIA driver on this machine"
-    return f"not used: torch was built for CUDA {torch.version.cuda}, and the driver does not offer it; update the driver"
+    return (
+        f"not used: torch was built for CUDA {torch.version.cuda}, and the driver does not offer it; update the driver"
+    )
 
 
 def _memory() -> str:

@@ -1,4 +1,4 @@
-"""What every backbone must hold: causality, padding, isolation, blocks, caches. A new backbone joins by its file name."""
+"""What every backbone must hold: causality, padding, isolation, blocks, caches. A new one joins by its file name."""
 
 from __future__ import annotations
 
@@ -81,13 +81,12 @@ def test_blocks_in_one_pass_equal_the_loop_over_blocks(network, tokens, block):
     for start in range(0, L, block):
         past = tokens[:, :start]
         row = torch.cat([past, noisy[:, start : start + block]], 1)
-        place = torch.arange(row.shape[1])
-        # The past sees itself by blocks, the noisy block sees all: done by hand with a prefix computed block by block.
-        alone = _blockwise(network, row, block, place)[:, start:]
+        # Block by block through a cache: the past sees itself by blocks, the noisy block sees all of it.
+        alone = _blockwise(network, row, block)[:, start:]
         torch.testing.assert_close(together[:, start : start + block], alone, atol=1e-12, rtol=0)
 
 
-def _blockwise(network, row, block, place):
+def _blockwise(network, row, block):
     cache = network.allocate(row.shape[0], L)
     out = []
     with torch.no_grad():
@@ -130,7 +129,9 @@ def test_activations_computed_again_give_the_same_gradients(network, tokens):
     for recomputes in (False, True):
         network.backbone.blocks.recomputes = recomputes
         network.zero_grad()
-        network.head.weighted_nll(network.hidden(tokens, Layout("causal")).flatten(0, 1), tokens.flatten())[0].backward()
+        network.head.weighted_nll(network.hidden(tokens, Layout("causal")).flatten(0, 1), tokens.flatten())[
+            0
+        ].backward()
         grads.append([p.grad.clone() for p in network.parameters()])
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -54,7 +54,18 @@ class Page(HTMLParser):
 
 
 def page(runs: list[RunFolder], folder: Path, comparison: dict[str, Any] | None = None) -> Page:
-    return Page(write_report(runs, folder / "report.html", comparison).read_text(encoding="utf-8"))
+    parsed = Page(write_report(runs, folder / "report.html", comparison).read_text(encoding="utf-8"))
+    loads_nothing(parsed)
+    return parsed
+
+
+def loads_nothing(parsed: Page) -> None:
+    """No tag or attribute that would fetch or run anything; what is missing in a young run is no excuse."""
+    assert not parsed.tags & {"script", "link", "img", "iframe", "object", "embed", "base", "image"}
+    for name, value in parsed.attributes:
+        assert name not in {"src", "srcset", "action", "background"} and not name.startswith("on")
+        assert not name.endswith("href") or (value or "").startswith("#")
+        assert "//" not in (value or "")
 
 
 def words(text: str) -> str:
@@ -94,12 +105,7 @@ def test_loads_nothing_and_is_small(trained: Make, tmp_path: Path) -> None:
     assert time.process_time() - started < 3
     html = file.read_text(encoding="utf-8")
     assert len(html) < 1_500_000
-    parsed = Page(html)
-    assert not parsed.tags & {"script", "link", "img", "iframe", "object", "embed", "base", "image"}
-    for name, value in parsed.attributes:
-        assert name not in {"src", "srcset", "action", "background"} and not name.startswith("on")
-        assert not name.endswith("href") or (value or "").startswith("#")
-        assert "//" not in (value or "")
+    loads_nothing(Page(html))
     style = html[html.index("<style>") : html.index("</style>")]
     assert "@import" not in style and "url(" not in style
     assert "prefers-color-scheme: dark" in style
@@ -134,7 +140,7 @@ def test_hostile_text_stays_text(trained: Make, tmp_path: Path, likelihood: Call
     assert "script" not in parsed.tags and "b" not in parsed.tags
     assert parsed.text.count("<script>alert('x')</script>") >= 12
     assert "a<b>&amp;" in parsed.text
-    assert "␀␛[31m" in parsed.text and "\x00" not in parsed.text
+    assert "\\x00\\x1b[31m" in parsed.text and "\x00" not in parsed.text
 
 
 def test_run_that_has_just_begun(new_run: Make, tmp_path: Path) -> None:
@@ -203,6 +209,29 @@ def test_comparison_with_absent_keys(trained: Make, tmp_path: Path) -> None:
     assert "b 1.886 −0.045 −0.051 to −0.039" in text
     assert "Differences are against a" in text
     assert "Paired comparison" not in page([trained("c")], tmp_path, {"baseline": "a", "rows": []}).text
+
+
+def test_comparison_as_evaluation_gives_it(trained: Make, tmp_path: Path) -> None:
+    from armillary.evaluation.comparison import Comparison, Row
+
+    first = Row("a", "exact", {}, 1.931, (1.90, 1.96), 37.5, None, None, 0.0)
+    found = Row("b", "exact", {}, 1.886, (1.85, 1.92), 33.1, None, None, 0.0, -0.045, (-0.051, -0.039), True)
+    comparison = Comparison({}, "byte", (first, found), ("one note", "another")).as_json()
+    text = words(page([trained("a"), trained("b")], tmp_path, comparison).text)
+    assert "b exact 1.886 1.850–1.920 −0.045 −0.051 to −0.039 yes 33.10" in text
+    assert "Differences are against a" in text and "one note; another" in text
+
+
+def test_the_caption_tells_a_cut_only_where_there_is_one(new_run: Make, tmp_path: Path) -> None:
+    run = new_run()
+    for step in range(1, 101):
+        run.append("metrics.jsonl", {"kind": "train", "attempt": 0, "step": step, "loss": 5 + step / 100})
+    assert "the frame leaves out" not in words(page([run], tmp_path).text)
+    steep = new_run("steep")
+    for step in range(1, 101):
+        loss = 9.5 if step == 1 else 5 - step / 100
+        steep.append("metrics.jsonl", {"kind": "train", "attempt": 0, "step": step, "loss": loss})
+    assert "At step 1 the loss was 9.50; the frame leaves out" in words(page([steep], tmp_path).text)
 
 
 def test_samples_are_thinned_over_the_whole_run(new_run: Make, tmp_path: Path) -> None:

@@ -71,6 +71,15 @@ def test_recipe_difference() -> None:
     assert tables.recipe_difference({"a": a, "b": a}) == []
 
 
+def test_comparison_rows_name_their_unit() -> None:
+    rows = [{"name": "a", "difference_bits": None}, {"name": "b", "difference_bits": 0.5, "is_different": False}]
+    assert tables.comparison_rows({"unit": "word", "rows": rows}) == [
+        {"name": "a", "difference_bits_per_word": None, "is_different": None},
+        {"name": "b", "difference_bits_per_word": 0.5, "is_different": False},
+    ]
+    assert tables.comparison_rows({}) == []
+
+
 def test_as_markdown() -> None:
     rows = [
         {"name": "a|b", "bits_per_byte": 1.93149, "parameters": 2_654_400, "age_seconds": 171},

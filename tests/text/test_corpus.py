@@ -17,11 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from armillary import artefact, registry
-from armillary.records import Document
+from armillary.records import Document, Rejected
 from armillary.refusal import ArmillaryWarning, Refusal
 from armillary.registry import Part
 from armillary.text import corpus
-from armillary.text.documents import Rejected
 from armillary.text.sources.files import Files
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from armillary.records import Rejected
 from armillary.text import reading
-from armillary.text.documents import Rejected, cut, records
+from armillary.text.documents import cut, records
 
 
 def lines_of(text: str) -> list[str]:

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from armillary import registry
-from armillary.records import Document
+from armillary.records import Document, Rejected
 from armillary.refusal import ArmillaryWarning, Refusal
-from armillary.text.documents import Rejected
 
 
 def files(**fields: Any) -> Any:

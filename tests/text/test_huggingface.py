@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from armillary import registry
+from armillary.records import Rejected
 from armillary.refusal import Refusal
-from armillary.text.documents import Rejected
 
 
 class FakeSplit(list):
@@ -88,8 +88,9 @@ def test_without_the_library_the_refusal_says_what_to_install(part: str, monkeyp
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_the_library_reads_a_local_folder(tmp_path: Path, streaming: bool) -> None:
+def test_the_library_reads_a_local_folder(tmp_path: Path, streaming: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets", reason="the extra `data` (package datasets) is not installed")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
     folder = tmp_path / "dataset"
     folder.mkdir()

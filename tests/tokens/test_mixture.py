@@ -76,6 +76,8 @@ def test_batches_hold_their_shares() -> None:
 def test_a_rare_set_is_not_lost() -> None:
     mixture = Mixture({"big": 1_000_000, "small": 1}, [], 8)
     assert mixture.counts(np.array([1_000_001]))[0].tolist() == [1_000_000, 1]
+    by_weight = Mixture({"big": 5, "small": 5}, [Phase(weights={"big": 1, "small": 1e-12})], 8)
+    assert by_weight.counts(np.array([4 * 10**9]))[0, 1] == 4
 
 
 def test_other_sets_and_an_end_of_the_last_phase_are_refused() -> None:

@@ -79,7 +79,7 @@ def test_stride_and_max_rows_act_on_rows_alone(packed_of) -> None:
     assert validation.row_starts[-1] + 8 <= 99 < validation.row_starts[-1] + 8 + 3
     assert len(train.tokens) == 100
     assert packed.about["splits"]["train"]["n_rows"] == 5
-    with pytest.raises(Refusal, match=r"packing.stride: 9 is more than the window of 8"):
+    with pytest.raises(ValueError, match="stride 9 is more than the window, 8"):
         packed_of(splits, window=8, stride=9)
 
 

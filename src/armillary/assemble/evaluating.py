@@ -69,7 +69,13 @@ def describe(model: OpenModel, wanted: Wanted) -> dict[str, Any]:
     """What `evaluate` would do."""
     windowing = _windowing(model, wanted)
     texts = {name: wanted.split or packed.splits[-1] for name, packed in _texts(model, wanted).items()}
-    return {"run": model.run.name, "step": model.step, "splits": texts, "window": windowing.window, "stride": windowing.stride}
+    return {
+        "run": model.run.name,
+        "step": model.step,
+        "splits": texts,
+        "window": windowing.window,
+        "stride": windowing.stride,
+    }
 
 
 def compare(models: Sequence[Callable[[], OpenModel]], runs: Sequence[RunFolder], wanted: Wanted) -> Comparison:
@@ -86,6 +92,16 @@ def compare(models: Sequence[Callable[[], OpenModel]], runs: Sequence[RunFolder]
             evaluate(model, wanted)
         found.append(comparison.load_scores(path))
     return comparison.compare(found)
+
+
+def stored_comparison(runs: Sequence[RunFolder]) -> Comparison | None:
+    """What was measured already, compared where every run has scores on one text; nothing is measured for it."""
+    found = []
+    for run in runs:
+        scores = [comparison.load_scores(p) for p in sorted((run.path / "evaluation" / "scores").glob("*.json"))]
+        found.append({s.likelihood.protocol.hash: s for s in scores})  # of one text, the last by name: the latest step
+    shared = [key for key in found[0] if all(key in other for other in found)]
+    return comparison.compare([scores[shared[-1]] for scores in found]) if shared and len(runs) > 1 else None
 
 
 def _texts(model: OpenModel, wanted: Wanted) -> dict[str, Packed]:

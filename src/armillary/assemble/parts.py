@@ -67,7 +67,9 @@ def with_data(raw: Mapping[str, Any], data: Path) -> dict[str, Any]:
         raise Refusal(f"--data {data}: no such file or folder")
     corpora = raw.get("corpora", {})
     if len(corpora) != 1:
-        raise Refusal(f"--data: the recipe has {len(corpora)} corpora; set each one, as --set corpora.NAME.source.path=…")
+        raise Refusal(
+            f"--data: the recipe has {len(corpora)} corpora; set each one, as --set corpora.NAME.source.path=…"
+        )
     ((name, corpus),) = corpora.items()
     own = corpus.get("source", {})
     for source in ({**own, "path": str(data)}, {"name": "files", "path": str(data)}):

@@ -1,10 +1,9 @@
-"""What a recipe will cost, before it costs it: parameters, tokens, arithmetic, memory, and time from a short measurement."""
+"""What a recipe will cost, before it does: parameters, tokens, arithmetic, memory, and time by a short measurement."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,14 +61,14 @@ def known_sizes(parts: Parts, use: Given) -> tuple[int, int | None]:
         return about["n_vocab"], about["splits"]["train"]["n_tokens"]
     if use.tokenizer is not None:
         return tokenizers.load(use.tokenizer, part_folders=parts.folders).tokenizer.n_vocab, None
-    asked = getattr(parts.tokenizer, "vocabulary", None)
-    if asked is None:
-        raise Refusal("plan: this tokenizer's vocabulary is only known after training; run `armillary tokenizer train`")
-    return asked, None
+    planned = parts.tokenizer.planned_vocabulary
+    if planned is None:
+        raise Refusal("plan: this tokenizer's vocabulary is known after training; train it and give it as --tokenizer")
+    return planned, None
 
 
 def flops_per_token(inner: int, n_vocab: int, backbone: Any) -> Any:
-    """Forward multiply-adds × 2 of one token in a row of L: 2 · (inner + V · D) + 2 · 2 · layers · D · L / 2 of attention.
+    """FLOP of a token's forward pass in a row of L: 2 (inner + V D), and 2 layers D L of attention.
 
     Source: Kaplan et al. 2020, arXiv 2001.08361, table 1, with the causal half of the attention.
     """
@@ -78,7 +77,7 @@ def flops_per_token(inner: int, n_vocab: int, backbone: Any) -> Any:
 
 
 def seconds_per_row(parts: Parts, n_vocab: int, n_rows: int) -> tuple[float, int]:
-    """(seconds of a row in an optimizer step, bytes kept for its backward pass): medians of a few steps on random tokens."""
+    """(seconds of a row in an optimizer step, bytes kept for its backward pass), from a few steps on random tokens."""
     accelerator = distribution.join(parts.recipe.training.device)
     settings = parts.recipe.training.model_copy(
         update={"steps": 4, "batch_rows": n_rows, "batch_tokens": None, "accumulation": 1, "compile": False}
@@ -153,7 +152,10 @@ def as_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "seconds" in facts:
         memory = facts["memory_bytes"]
         lines += [
-            ("speed, measured", f"{facts['tokens_per_second']:,.0f} tokens/s on {facts['measured_on_rows']} rows a step"),
+            (
+                "speed, measured",
+                f"{facts['tokens_per_second']:,.0f} tokens/s on {facts['measured_on_rows']} rows a step",
+            ),
             ("time", _duration(facts["seconds"])),
             ("memory", f"{memory['total'] / gib:.2f} GiB ({memory['activations'] / gib:.2f} of it activations)"),
         ]

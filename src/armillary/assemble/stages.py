@@ -164,7 +164,9 @@ def _tokenizer_with(sha256: str, root: Path) -> Path:
     for path in sorted((root / "artefacts" / "tokenizers").glob("*/" + artefact.MANIFEST)):
         if artefact.read(path.parent, verify=False).about.get("sha256") == sha256:
             return path.parent
-    raise Refusal(f"no tokenizer under {root / 'artefacts' / 'tokenizers'} has SHA-256 {sha256[:12]}…; give --tokenizer")
+    raise Refusal(
+        f"no tokenizer under {root / 'artefacts' / 'tokenizers'} has SHA-256 {sha256[:12]}…; give --tokenizer"
+    )
 
 
 def _train_texts(made: Sequence[Corpus]) -> Iterator[str]:

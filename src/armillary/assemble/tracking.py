@@ -23,7 +23,12 @@ def open_trackers(names: Sequence[str], run: RunFolder) -> tuple[list[Track], Ca
         track, close = {"tensorboard": _tensorboard, "wandb": _wandb}[name](run)
         tracks.append(track)
         closers.append(close)
-    return tracks, lambda: [close() for close in closers] and None
+
+    def close_all() -> None:
+        for close in closers:
+            close()
+
+    return tracks, close_all
 
 
 def _tensorboard(run: RunFolder) -> tuple[Track, Callable[[], None]]:
@@ -41,11 +46,13 @@ def _tensorboard(run: RunFolder) -> tuple[Track, Callable[[], None]]:
 
 def _wandb(run: RunFolder) -> tuple[Track, Callable[[], None]]:
     _need("wandb", "wandb")
-    import wandb
-    from dotenv import load_dotenv
+    import wandb  # type: ignore[import-not-found]
+    from dotenv import load_dotenv  # type: ignore[import-not-found]
 
     load_dotenv(".env")
-    session: Any = wandb.init(project="armillary", name=run.name, dir=str(run.path), config=run.recipe(), resume="allow")
+    session: Any = wandb.init(
+        project="armillary", name=run.name, dir=str(run.path), config=run.recipe(), resume="allow"
+    )
     return lambda step, numbers: session.log(numbers, step=step), session.finish
 
 

@@ -63,7 +63,9 @@ def check(request: Request) -> Checked:
     if continues:
         own = run.recipe()
         if own["name"] != raw.get("name"):
-            raise Refusal(f"run '{run.name}' was trained with recipe {own['name']}, not {raw.get('name')}; give that one")
+            raise Refusal(
+                f"run '{run.name}' was trained with recipe {own['name']}, not {raw.get('name')}; give that one"
+            )
         raw = recipes.override(own, request.overrides)
     text, given = stages.given(request.data, request.tokenizer)
     if text is not None:

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -19,8 +19,9 @@ from armillary.assemble.interruption import wishes
 from armillary.assemble.parts import Parts
 from armillary.assemble.sampling import continuations, settings
 from armillary.assemble.stages import Prepared
+from armillary.contracts import Network
 from armillary.evaluation.likelihood import Windowing, measure
-from armillary.model.network import count_parameters
+from armillary.model.network import LanguageNetwork, count_parameters
 from armillary.recipe import Recipe
 from armillary.records import Note, Sample, Step, Validation
 from armillary.refusal import Refusal
@@ -60,7 +61,7 @@ class TrainingRun:
         self.state = "running"
 
     def bits_per_byte_of_a_nat_per_token(self) -> float | None:
-        """Turns a training loss into bits per byte of the training text; None for several corpora or a lossy tokenizer."""
+        """Turns a training loss into bits per byte of the text; None for several corpora or a lossy tokenizer."""
         about = next(iter(self.prepared.packed.values())).about
         if len(self.prepared.packed) > 1 or not about["is_lossless"]:
             return None
@@ -187,7 +188,7 @@ class TrainingRun:
                 continue
             started = time.perf_counter()
             with learner.at_its_best() as network, torch.inference_mode(), autocast(*self._arithmetic()):
-                found = measure(network, learner.objective, packed, "validation", windowing).likelihood
+                found = measure(cast(Network, network), learner.objective, packed, "validation", windowing).likelihood
             loss = found.nats / found.n_tokens
             best = self.standing.best_loss
             is_best = judges and (best is None or loss < best)
@@ -222,7 +223,7 @@ class TrainingRun:
         tokenizer = self.prepared.tokenizer.tokenizer
         chosen = settings(self.parts, tokenizer, sampling.prompts, {})
         with learner.at_its_best() as network:
-            texts = continuations(network, tokenizer, sampling.prompts, chosen)
+            texts = continuations(cast(LanguageNetwork, network), tokenizer, sampling.prompts, chosen)
         for prompt, found in zip(sampling.prompts, texts, strict=True):
             sample = Sample(learner.step, prompt, found.text, found.finish)
             self.run.append("samples/samples.jsonl", asdict(sample) | {"attempt": self.attempt})
@@ -247,7 +248,8 @@ class TrainingRun:
         return patience is not None and self.standing.validations_since_best >= patience
 
     def _patience_spent(self) -> str:
-        return f"no better validation in {self.standing.validations_since_best}; the best was step {self.standing.best_step}"
+        standing = self.standing
+        return f"no better validation in {standing.validations_since_best}; the best was step {standing.best_step}"
 
     def _arithmetic(self) -> Any:
         device = self.accelerator.device
@@ -259,7 +261,7 @@ class TrainingRun:
         return Note(step, event, detail)
 
     def _facts(self, learner: Learner, course: Course, command: str | None, before: dict[str, Any]) -> dict[str, Any]:
-        parameters, inner = count_parameters(learner.network)
+        parameters, inner = count_parameters(cast(LanguageNetwork, learner.network))
         tokens = self.settings.steps * build.batch_rows(self.parts) * self.parts.recipe.packing.window
         loaded = self.prepared.tokenizer
         return {
@@ -274,9 +276,16 @@ class TrainingRun:
             "batch_rows": build.batch_rows(self.parts),
             "started": before.get("started", now()),
             "finished": None,
-            "system": describe() | {"device": str(self.accelerator.device), "precision": course.arithmetic,
-                                    "processes": self.accelerator.num_processes, "compile": self.settings.compile},  # fmt: skip
-            "corpora": {name: _corpus_facts(p.about) | {"folder": p.folder.name} for name, p in self.prepared.packed.items()},
+            "system": describe()
+            | {
+                "device": str(self.accelerator.device),
+                "precision": course.arithmetic,
+                "processes": self.accelerator.num_processes,
+                "compile": self.settings.compile,
+            },
+            "corpora": {
+                name: _corpus_facts(p.about) | {"folder": p.folder.name} for name, p in self.prepared.packed.items()
+            },
             "packed": {name: str(p.folder.resolve()) for name, p in self.prepared.packed.items()},
             "tokenizer": {
                 "name": loaded.name,
@@ -294,10 +303,12 @@ def refuse_other_recipe(run: RunFolder, recipe: Recipe) -> None:
         if section in ("name", "about", "sampling", "evaluation", "corpora", "tokenizer"):
             continue
         a, b = old.get(section), new.get(section)
+        keys: list[str] = []
         if section == "training" and isinstance(a, dict) and isinstance(b, dict):
             a, b = ({k: v for k, v in x.items() if k not in MAY_CHANGE} for x in (a, b))
         if a != b:
-            keys = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)] if isinstance(a, dict) else []
+            if isinstance(a, dict) and isinstance(b, dict):
+                keys = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
             where = ".".join([section, *keys[:1]])
             raise Refusal(
                 f"run '{run.name}' was trained with another {where}; resume it with its own recipe "

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from armillary.contracts import Layout
+from armillary.contracts import Cache, Layout
 from armillary.nn.attention import Attention
 from armillary.nn.cache import AttentionState, DecodingCache
 from armillary.nn.feed_forward import SwiGlu
@@ -82,7 +82,7 @@ class LlamaBackbone(nn.Module):
         x: Float[Tensor, "B L D"],
         layout: Layout,
         condition: Float[Tensor, "..."] | None = None,
-        cache: DecodingCache | None = None,
+        cache: Cache | None = None,
     ) -> Float[Tensor, "B L D"]:
         sight = look(layout, x.shape[1], x.device, cache)
         turn = rotation(sight.positions, self.shape.d_model // self.shape.n_heads, self.shape.rope_theta)

@@ -14,7 +14,9 @@ from armillary.refusal import Refusal
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="The first is what others are held against.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN ...", help="The first is what others are held against.")
+    ],
     split: Annotated[str | None, typer.Option(help="By default the last split their corpus has.")] = None,
     window: Annotated[int | None, typer.Option(min=2, help="Tokens a window sees; by default each run's own.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Tokens a window scores.")] = None,

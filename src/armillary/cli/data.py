@@ -16,7 +16,9 @@ app = typer.Typer(help="Text → corpus.", no_args_is_help=True, rich_markup_mod
 @app.command()
 def make(
     path: Annotated[Path, typer.Argument(help="A file or folder of text.")],
-    document: Annotated[str, typer.Option(help="What a document is: auto, line, blank_line, article, file, jsonl.")] = "auto",
+    document: Annotated[
+        str, typer.Option(help="What a document is: auto, line, blank_line, article, file, jsonl.")
+    ] = "auto",
     validation_fraction: Annotated[float, typer.Option(help="Share held out where the text brings no splits.")] = 0.05,
     root: Root = Path(),
     as_json: Json = False,

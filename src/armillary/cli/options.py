@@ -10,7 +10,9 @@ import typer
 Level = Literal["quiet", "info", "debug"]
 
 Root = Annotated[Path, typer.Option(help="Folder that holds artefacts/ and runs/.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Set a key of the recipe: training.steps=100. Repeatable.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Set a key of the recipe: training.steps=100. Repeatable.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; progress goes to stderr.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.")]
 LogLevel = Annotated[Level, typer.Option(help="How much is said on stderr.")]

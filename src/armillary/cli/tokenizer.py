@@ -56,4 +56,6 @@ def inspect(
     if as_json:
         show_json(facts)
     else:
-        print(table([(name, f"{value:.3f}" if isinstance(value, float) else str(value)) for name, value in facts.items()]))
+        print(
+            table([(name, f"{value:.3f}" if isinstance(value, float) else str(value)) for name, value in facts.items()])
+        )

@@ -21,7 +21,9 @@ def train(
     name: Annotated[str | None, typer.Option(help="The run's name; by default the recipe's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="As many steps as fit, by a short measurement.")] = None,
-    resume: Annotated[Literal["never", "auto"], typer.Option(help="auto: go on with the run where it exists.")] = "never",
+    resume: Annotated[
+        Literal["never", "auto"], typer.Option(help="auto: go on with the run where it exists.")
+    ] = "never",
     overrides: Set = None,
     root: Root = Path(),
     as_json: Json = False,

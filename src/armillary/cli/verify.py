@@ -14,7 +14,9 @@ from armillary.cli.screen import show_json
 
 def verify(
     path: Annotated[str, typer.Argument(metavar="PATH", help="An artefact, a checkpoint, or a run.")],
-    behaviour: Annotated[bool, typer.Option(help="For a run: causality, shapes, and the shift of its targets.")] = False,
+    behaviour: Annotated[
+        bool, typer.Option(help="For a run: causality, shapes, and the shift of its targets.")
+    ] = False,
     root: Root = Path(),
     as_json: Json = False,
 ) -> None:

@@ -116,10 +116,15 @@ def _batches(
     end = _end(part, n_documents)
     width = min(windowing.window, end - 1)
     # Window k scores targets up to first + k · stride; the last one is pulled back to end with the stream.
-    ends = np.minimum(width + windowing.stride * np.arange(max(1, -(-(end - 1 - width) // windowing.stride) + 1)), end - 1)
+    ends = np.minimum(
+        width + windowing.stride * np.arange(max(1, -(-(end - 1 - width) // windowing.stride) + 1)), end - 1
+    )
     previous = np.concatenate([[0], ends[:-1]])
     for first in range(0, len(ends), windowing.batch_rows):
-        part_ends, part_previous = ends[first : first + windowing.batch_rows], previous[first : first + windowing.batch_rows]
+        part_ends, part_previous = (
+            ends[first : first + windowing.batch_rows],
+            previous[first : first + windowing.batch_rows],
+        )
         starts = part_ends - width
         places = starts[:, None] + np.arange(width + 1)
         tokens = part.tokens[places].astype(np.int64)

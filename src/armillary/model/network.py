@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from armillary.contracts import Backbone, BackbonePart, Layout
-from armillary.nn.cache import DecodingCache
+from armillary.contracts import Backbone, BackbonePart, Cache, Layout
 from armillary.nn.head import VocabularyHead
 
 
@@ -40,14 +39,14 @@ class LanguageNetwork(nn.Module):
         tokens: Int[Tensor, "B L"],
         layout: Layout,
         condition: Tensor | None = None,
-        cache: DecodingCache | None = None,
+        cache: Cache | None = None,
     ) -> Float[Tensor, "B L D"]:
         """Last hidden state. A cache is written and advanced."""
         backbone = cast(Backbone, self.backbone)
         out = backbone(self.embedding(tokens), layout, condition, cache)
         if cache is not None:
-            is_padded = layout.segments is not None
-            cache.advance((layout.segments >= 0).sum(1).cpu() if is_padded else tokens.shape[1])  # type: ignore[operator]
+            segments = layout.segments
+            cache.advance(tokens.shape[1] if segments is None else (segments >= 0).sum(1).cpu())
         return out
 
     def forward(self, tokens: Int[Tensor, "B L"], layout: Layout, condition: Any = None) -> Float[Tensor, "B L V"]:
@@ -55,10 +54,10 @@ class LanguageNetwork(nn.Module):
         hidden = self.hidden(tokens, layout, condition)
         return self.head.log_p(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
 
-    def allocate(self, n_rows: int, capacity: int) -> DecodingCache:
+    def allocate(self, n_rows: int, capacity: int) -> Cache:
         weight = self.embedding.weight
         backbone = cast(Backbone, self.backbone)
-        return cast(DecodingCache, backbone.allocate(n_rows, capacity, device=weight.device, dtype=weight.dtype))
+        return backbone.allocate(n_rows, capacity, device=weight.device, dtype=weight.dtype)
 
 
 def count_parameters(network: LanguageNetwork) -> tuple[int, int]:

@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from armillary.contracts import Layout
-from armillary.nn.cache import DecodingCache
+from armillary.contracts import Cache, Layout
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Sight:
     rows: Int[Tensor, " B"] | None = None
 
 
-def look(layout: Layout, n_positions: int, device: torch.device, cache: DecodingCache | None = None) -> Sight:
+def look(layout: Layout, n_positions: int, device: torch.device, cache: Cache | None = None) -> Sight:
     """The sight of a batch of L = n_positions. With a cache, tokens are appended behind what each row holds."""
     if cache is not None:
         return _look_into_cache(layout, n_positions, device, cache)
@@ -70,7 +69,7 @@ def _seen(layout: Layout, n_positions: int, device: torch.device) -> Bool[Tensor
     return within_noisy | noisy_to_clean | within_clean
 
 
-def _look_into_cache(layout: Layout, n_positions: int, device: torch.device, cache: DecodingCache) -> Sight:
+def _look_into_cache(layout: Layout, n_positions: int, device: torch.device, cache: Cache) -> Sight:
     assert layout.direction != "blocks", "decoding by blocks is `full` over a cache of finished blocks"
     before = cache.row_lengths.to(device, non_blocking=True)[:, None]
     places = before + torch.arange(n_positions, device=device)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from armillary.nn.cache import DecodingCache
+from armillary.contracts import Cache
 
 
 class Stack(nn.ModuleList):
@@ -20,7 +20,7 @@ class Stack(nn.ModuleList):
         super().__init__(blocks)
         self.recomputes = False
 
-    def forward(self, x: Float[Tensor, "B L D"], cache: DecodingCache | None, *context: Any) -> Float[Tensor, "B L D"]:
+    def forward(self, x: Float[Tensor, "B L D"], cache: Cache | None, *context: Any) -> Float[Tensor, "B L D"]:
         for index, block in enumerate(self):
             if self.recomputes and cache is None and self.training:
                 x = checkpoint(block, x, *context, None, use_reentrant=False)

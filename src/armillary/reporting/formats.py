@@ -14,8 +14,10 @@ TITLES = {
     "best_bits_per_byte": "best validation, bits per byte",
     "cpu_capability": "CPU capability",
     "difference_bits_per_byte": "difference, bits per byte",
+    "difference_bits_per_word": "difference, bits per word",
     "interval_bits_per_byte": "95 % interval",
     "interval_difference": "95 % interval of the difference",
+    "is_different": "interval excludes 0",
     "n_vocab": "vocabulary, entries",
     "parameters_non_embedding": "parameters, non-embedding",
     "seconds": "time",
@@ -48,7 +50,7 @@ def cell(key: str, value: Any) -> str:
     if isinstance(value, str):
         return KINDS.get(value, value) if key == "kind" else value
     if key.startswith("interval"):
-        return interval(value, is_signed=key.endswith("difference"))
+        return interval(value, is_signed="difference" in key)
     if isinstance(value, Sequence):
         return ", ".join(cell(key, v) for v in value) or ABSENT
     return number(key, value) if isinstance(value, int | float) else str(value)
@@ -112,5 +114,5 @@ def short(count: float) -> str:
 
 
 def visible(text: Any) -> str:
-    """Model text with control characters shown as pictures (␀, ␛): HTML has no place for them, and none is hidden."""
-    return _HIDDEN.sub(lambda m: "␡" if m[0] == "\x7f" else chr(0x2400 + ord(m[0])), str(text))
+    """Text with control characters written out, such as \\x1b: HTML has no place for them, and none is hidden."""
+    return _HIDDEN.sub(lambda m: f"\\x{ord(m[0]):02x}", str(text))

@@ -90,7 +90,9 @@ def loss_curves(histories: Sequence[History]) -> str:
             _validation(axes, own, "loss", colour)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per token")
-    _frame(axes, histories)
+    axes.set_ylim(frame(histories))
+    axes.set_xlim(left=0)
+    _short_ticks(axes.xaxis, "step")
     if len(histories) == 1:
         _tokens_above(axes, histories[0].train)
     return _svg(figure, "loss")
@@ -130,19 +132,19 @@ def _validation(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, colo
         axes.plot(best[-1]["step"], best[-1][key], "o", markersize=8.5, color=colour, zorder=5)
 
 
-def _frame(axes: Axes, histories: Sequence[History]) -> None:
-    """The first steps fall so steeply that they would flatten the rest: those above the frame are cut, and said."""
+def frame(histories: Sequence[History]) -> tuple[float, float] | None:
+    """Lowest and highest loss of the figure; None where no loss is known.
+
+    The first twentieth falls so steeply that it would flatten the rest: what lies above the rest is cut, and said.
+    """
     late = []
     for history in histories:
         last = max((r["step"] for r in history.train), default=0)
         late += [y for s, y in zip(*_points(history.train, "loss"), strict=True) if s > 0.05 * last]
         late += _points(history.validation, "loss")[1]
     late = [y for y in late if math.isfinite(y)]
-    if late:
-        room = 0.06 * (max(late) - min(late)) or 0.1
-        axes.set_ylim(min(late) - room, max(late) + room)
-    axes.set_xlim(left=0)
-    _short_ticks(axes.xaxis, "step")
+    room = 0.06 * (max(late) - min(late)) or 0.1 if late else 0.0
+    return (min(late) - room, max(late) + room) if late else None
 
 
 def _tokens_above(axes: Axes, train: Sequence[Mapping[str, Any]]) -> None:

@@ -27,15 +27,6 @@ _PANELS = (
     ("train", "grad_norm", "gradient norm, before clipping", True),
     ("train", "tokens_per_second", "training, tokens per second", False),
 )
-_COMPARED = (
-    "name",
-    "kind",
-    "bits_per_byte",
-    "interval_bits_per_byte",
-    "difference_bits_per_byte",
-    "interval_difference",
-    "word_perplexity",
-)
 
 
 def write_report(runs: Sequence[RunFolder], target: Path, comparison: Mapping[str, Any] | None = None) -> Path:
@@ -188,9 +179,11 @@ def _training(runs: Sequence[RunFolder], facts: Sequence[Mapping[str, Any]]) -> 
 
 
 def _first_loss(histories: Sequence[History]) -> tuple[int, str] | None:
-    """Step and loss of the first record of a lone run: the frame of the figure may cut it."""
-    record = next((r for r in histories[0].train if r.get("loss") is not None), None)
-    return (record["step"], f"{record['loss']:.2f}") if record and len(histories) == 1 else None
+    """Step and loss of the first record of a lone run, where the frame of the figure cuts it."""
+    record, frame = next((r for r in histories[0].train if r.get("loss") is not None), None), plots.frame(histories)
+    if len(histories) > 1 or not record or not frame or record["loss"] <= frame[1]:
+        return None
+    return record["step"], f"{record['loss']:.2f}"
 
 
 def _samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -227,7 +220,7 @@ def _side_by_side(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str
 
 
 def _corpora(run: RunFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("folder", "fingerprint", "boundary", "split_rule")
+    keys = ("name", "folder", "fingerprint", "boundary", "split_rule")
     return {
         "rows": tables.corpus_rows(run),
         "about": [
@@ -243,15 +236,16 @@ def _tokenizer(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _comparison(comparison: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if not comparison or not comparison.get("rows"):
+    """Lines of the paired comparison; what is not told otherwise is held against the first run."""
+    rows = tables.comparison_rows(comparison or {})
+    if not comparison or not rows:
         return None
-    rows = comparison["rows"]
-    keys = [key for key in _COMPARED if any(row.get(key) is not None for row in rows)]
+    notes = comparison.get("notes") or [comparison.get("note")]
     return {
-        "heads": [formats.title(key) for key in keys],
-        "rows": [(row.get("name"), [formats.cell(key, row.get(key)) for key in keys]) for row in rows],
-        "baseline": comparison.get("baseline"),
-        "note": comparison.get("note"),
+        "heads": [formats.title(key) for key in rows[0]],
+        "rows": [(row.get("name"), [formats.cell(key, value) for key, value in row.items()]) for row in rows],
+        "baseline": comparison.get("baseline") or rows[0].get("name"),
+        "notes": [note for note in notes if note],
     }
 
 

@@ -53,7 +53,7 @@ def run_facts(run: RunFolder) -> Row:
     """
     facts, recipe, train = run.facts(), run.recipe(), run.metrics("train")
     system, n_tokens = facts.get("system") or {}, train[-1].get("n_tokens") if train else None
-    parameters, attempt = facts.get("parameters"), facts.get("attempt")
+    parameters = facts.get("parameters")
     n_train = sum((_split(c, "train").get("n_tokens") or 0) for c in (facts.get("corpora") or {}).values())
     speeds = [r["tokens_per_second"] for r in train if r.get("tokens_per_second")]
     events = Counter(str(e.get("event")) for e in run.events())
@@ -71,7 +71,7 @@ def run_facts(run: RunFolder) -> Row:
         "equivalent_epochs": n_tokens / n_train if n_tokens and n_train else None,
         "training_seconds": facts.get("training_seconds"),
         "tokens_per_second": statistics.median(speeds) if speeds else None,
-        "attempt": attempt,
+        "resumes": facts.get("attempt"),  # attempts count from 0
         "n_steps_not_finite": sum("loss" in r and r["loss"] is None for r in train) if train else None,
         "events": [f"{event} × {n}" for event, n in events.items()] or "none",
         "seed": recipe.get("seed"),
@@ -118,12 +118,29 @@ def recipe_difference(recipes: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     return rows
 
 
+def comparison_rows(comparison: Mapping[str, Any]) -> list[Row]:
+    """Rows of `Comparison.as_json`, with the unit of the difference in its key; columns nobody fills are left out."""
+    unit = comparison.get("unit") or "byte"
+    rows = []
+    for row in comparison.get("rows") or []:
+        row = dict(row)
+        row[f"difference_bits_per_{unit}"] = row.get(f"difference_bits_per_{unit}", row.get("difference_bits"))
+        row["interval_difference"] = row.get("interval_difference", row.get("interval_difference_bits"))
+        rows.append(row)
+    keys = (
+        *("name", "kind", "bits_per_byte", "interval_bits_per_byte"),
+        *(f"difference_bits_per_{unit}", "interval_difference", "is_different", "word_perplexity", "token_perplexity"),
+    )
+    filled = [key for key in keys if any(row.get(key) is not None for row in rows)]
+    return [{key: row.get(key) for key in filled} for row in rows]
+
+
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table with every key of the rows as a column, figures to the right; "" for no rows."""
     if not rows:
         return ""
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    is_figure = {k: any(isinstance(row.get(k), int | float) for row in rows) for k in keys}
+    is_figure = {k: any(isinstance(row.get(k), int | float) for row in rows) or k.startswith("interval") for k in keys}
     cells = [[_pipe(formats.cell(k, row.get(k))) for k in keys] for row in rows]
     heads = [_pipe(formats.title(k)) for k in keys]
     widths = [max(3, *(len(line[i]) for line in [heads, *cells])) for i in range(len(keys))]

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from armillary import artefact, records
+from armillary.records import Rejected
 from armillary.refusal import ArmillaryWarning, Refusal, nearest
 from armillary.registry import Part
 from armillary.text import splitting
-from armillary.text.documents import Rejected
 
 if TYPE_CHECKING:
     from armillary.contracts import Source  # contracts imports torch, this room does not

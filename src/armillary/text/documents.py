@@ -6,8 +6,9 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
+
+from armillary.records import Rejected
 
 Cut: TypeAlias = Literal["line", "blank_line", "article", "separator", "file"]
 Split: TypeAlias = Literal["train", "validation", "test"]
@@ -15,19 +16,6 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 WIKITEXT_TITLE = re.compile(r" = [^=](.*[^=])? = \r?\n?$")
 MARKDOWN_TITLE = re.compile(r"# +\S")
 MARKDOWN_FENCE = re.compile(r"```|~~~")
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A record that gave no document. A source yields it beside its documents; the corpus counts and keeps it.
-
-    file: its name without folders outside the source. line: counted from 1 (in a .json list or a .parquet file, the
-    record's number).
-    """
-
-    file: str
-    line: int
-    reason: str
 
 
 def cut(lines: Iterable[str], kind: Cut, separator: str = "") -> Iterator[str]:

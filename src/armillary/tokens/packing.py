@@ -54,14 +54,9 @@ def pack(
 
     tokenizer_sha256: of the tokenizer's model file; whoever opens the artefact with another one is refused. Warns where
     a split is shorter than one window: it becomes one shorter row. `packing.max_rows` keeps the first rows of the
-    training split; the stream stays whole. Raises Refusal for a training split without text and
-    for a stride beyond the window, which would leave tokens in no row.
+    training split; the stream stays whole. Raises Refusal for a training split without text.
     """
     stride = packing.stride or packing.window
-    if stride > packing.window:
-        raise Refusal(
-            f"packing.stride: {stride} is more than the window of {packing.window}; tokens would be in no row"
-        )
     dtype = "<u2" if tokenizer.n_vocab <= 2**16 else "<u4"
     about: dict[str, Any] = {
         "corpus": corpus.name,

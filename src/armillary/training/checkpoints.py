@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from armillary import artefact
-from armillary.model.network import LanguageNetwork
 from armillary.refusal import Refusal
 from armillary.run_folder import RunFolder
 from armillary.training.learner import Learner
@@ -54,7 +53,7 @@ def load(learner: Learner, folder: Path) -> dict[str, Any]:
     return state["about"]
 
 
-def load_weights(network: LanguageNetwork, file: Path) -> None:
+def load_weights(network: nn.Module, file: Path) -> None:
     """Weights by name into a network of the same shape. Raises Refusal with the first name that does not fit."""
     found, wanted = load_file(file), dict(network.named_parameters())
     for name in sorted(found.keys() ^ wanted.keys()):
@@ -63,10 +62,8 @@ def load_weights(network: LanguageNetwork, file: Path) -> None:
     with torch.no_grad():
         for name, parameter in wanted.items():
             if found[name].shape != parameter.shape:
-                raise Refusal(
-                    f"{file}: '{name}' has shape {list(found[name].shape)}, the recipe's model {list(parameter.shape)}; "
-                    "give the run it came from"
-                )
+                shapes = f"{list(found[name].shape)}, the recipe's model {list(parameter.shape)}"
+                raise Refusal(f"{file}: '{name}' has shape {shapes}; give the run it came from")
             parameter.copy_(found[name])
 
 
@@ -94,7 +91,7 @@ def prune(run: RunFolder, keep: int, best_step: int | None) -> None:
             shutil.rmtree(run.checkpoint(step), ignore_errors=True)
 
 
-def _weights(network: LanguageNetwork) -> dict[str, Tensor]:
+def _weights(network: nn.Module) -> dict[str, Tensor]:
     return _plain(dict(network.named_parameters()))
 
 

@@ -7,18 +7,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from armillary.contracts import Objective
-from armillary.model.network import LanguageNetwork
 from armillary.training.optimizers._named import Optimizers
 
 
 @dataclass
 class Learner:
-    """step: optimizer steps done. n_tokens: scored tokens seen. skipped: steps whose update was not applied."""
+    """network: a contracts.Network. step: optimizer steps done. n_tokens: scored tokens seen.
 
-    network: LanguageNetwork
+    skipped: steps whose update was not applied.
+    """
+
+    network: nn.Module
     objective: Objective
     optimizers: Optimizers
     average: Average | None
@@ -28,7 +30,7 @@ class Learner:
     skipped: list[int] = field(default_factory=list)
 
     @contextlib.contextmanager
-    def at_its_best(self) -> Iterator[LanguageNetwork]:
+    def at_its_best(self) -> Iterator[nn.Module]:
         """The network in evaluation mode, with the averaged weights where they are kept."""
         was_training = self.network.training
         self.network.eval()
@@ -46,12 +48,12 @@ class Average:
     is not its initialisation.
     """
 
-    def __init__(self, network: torch.nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
         self.weights = {name: p.detach().clone() for name, p in network.named_parameters()}
 
     @torch.no_grad()
-    def update(self, network: torch.nn.Module, step: int) -> None:
+    def update(self, network: nn.Module, step: int) -> None:
         """step: optimizer steps done, this one included."""
         keep = min(self.decay, (1 + step) / (10 + step))
         mine = list(self.weights.values())
@@ -62,7 +64,7 @@ class Average:
             weight.copy_(weights[name])
 
     @contextlib.contextmanager
-    def lent_to(self, network: torch.nn.Module) -> Iterator[None]:
+    def lent_to(self, network: nn.Module) -> Iterator[None]:
         """The network holds the average inside the block, its own weights again after it."""
         self._swap(network)
         try:
@@ -71,7 +73,7 @@ class Average:
             self._swap(network)
 
     @torch.no_grad()
-    def _swap(self, network: torch.nn.Module) -> None:
+    def _swap(self, network: nn.Module) -> None:
         for name, p in network.named_parameters():
             own = p.detach().clone()
             p.copy_(self.weights[name])

@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from armillary.contracts import Batch, Loss
-from armillary.model.network import LanguageNetwork
+from armillary.contracts import Batch, Loss, Network
 from armillary.nn.stack import Stack
 from armillary.randomness import key
 from armillary.recipe import Training
@@ -80,8 +79,9 @@ def steps(learner: Learner, course: Course, accelerator: Accelerator) -> Iterato
             learner.optimizers.zero_grad()
         n_bad = 0 if applied or overflowed else n_bad + 1
         if n_bad and (settings.on_non_finite == "stop" or n_bad >= MOST_SKIPPED_IN_A_ROW):
+            loss = sums["total"] / n_scored
             raise NonFinite(
-                f"step {learner.step}: the loss is {sums['total'] / n_scored:.4g} and its gradient norm {grad_norm:.4g}; "
+                f"step {learner.step}: the loss is {loss:.4g} and its gradient norm {grad_norm:.4g}; "
                 "lower the learning rate, or set training.on_non_finite=roll_back to leave such steps out"
             )
         if not applied:
@@ -152,10 +152,10 @@ class _LossModule(nn.Module):
         self.objective = learner.objective
 
     def forward(self, batch: Batch, draws: dict[str, Tensor]) -> Loss:
-        return self.objective.loss(self.network, batch, draws)
+        return self.objective.loss(cast(Network, self.network), batch, draws)
 
 
-def _set_recomputation(network: LanguageNetwork, recomputes: bool) -> None:
+def _set_recomputation(network: nn.Module, recomputes: bool) -> None:
     for module in network.modules():
         if isinstance(module, Stack):
             module.recomputes = recomputes

@@ -16,7 +16,7 @@ Arithmetic = Literal["fp32", "bf16", "fp16"]
 
 
 def resolve(asked: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Arithmetic:
-    """auto: what `accelerate launch --mixed_precision` said, else bf16 where the hardware multiplies in it, else fp32."""
+    """auto: what `accelerate launch --mixed_precision` said, else bf16 where the hardware has it, else fp32."""
     if asked != "auto":
         return asked
     launched: dict[str, Arithmetic] = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from armillary.records import Document
+from armillary.records import Document, Rejected
 from armillary.refusal import ArmillaryWarning, Refusal
 from armillary.registry import Part
 from armillary.text import reading
-from armillary.text.documents import Cut, Rejected, Split, cut, records, text_of
+from armillary.text.documents import Cut, Split, cut, records, text_of
 
 TEXTS = (".txt", ".md", ".tokens", ".raw", ".text")
 RECORDS = (".jsonl", ".json", ".parquet")

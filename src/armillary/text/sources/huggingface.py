@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from armillary.records import Document
+from armillary.records import Document, Rejected
 from armillary.refusal import Refusal, nearest
 from armillary.registry import Part
-from armillary.text.documents import Rejected, Split, text_of
+from armillary.text.documents import Split, text_of
 
 WAITS_SECONDS = (2.0, 8.0, 30.0)
 

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from armillary.records import Document
+from armillary.records import Document, Rejected
 from armillary.refusal import Refusal
 from armillary.registry import Part
 from armillary.text import reading
-from armillary.text.documents import Rejected, Split, cut
+from armillary.text.documents import Split, cut
 from armillary.text.sources.huggingface import Huggingface
 
 Release = Literal["raw", "tokens"]

@@ -49,6 +49,10 @@ class Bpe(Part):
     min_frequency: int = Field(default=2, ge=1)
     markers: Markers = ()
 
+    @property
+    def planned_vocabulary(self) -> int:
+        return self.vocabulary
+
     def train(self, texts: Iterable[str]) -> BpeTokenizer:
         """Warns where the text has fewer frequent pairs than the vocabulary asks for."""
         refuse_small(self.vocabulary, N_SPECIALS + N_BYTES + len(self.markers))

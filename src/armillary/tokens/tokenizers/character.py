@@ -12,6 +12,8 @@ from pydantic import Field
 
 from armillary.registry import Part
 from armillary.tokens.tokenizers._vocabulary import (
+    N_BYTES,
+    N_SPECIALS,
     SPELLED_BYTES,
     FixedBytes,
     Markers,
@@ -32,6 +34,12 @@ class Character(Part):
 
     vocabulary: int | None = Field(default=None, ge=0)
     markers: Markers = ()
+
+    @property
+    def planned_vocabulary(self) -> int | None:
+        if self.vocabulary is None:
+            return None
+        return self.vocabulary + N_SPECIALS + N_BYTES + len(self.markers)
 
     def train(self, texts: Iterable[str]) -> CharacterTokenizer:
         counts: Counter[str] = Counter()

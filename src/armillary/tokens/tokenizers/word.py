@@ -23,6 +23,7 @@ from armillary.contracts import SPECIAL_TOKENS, UNK
 from armillary.refusal import Refusal
 from armillary.registry import Part
 from armillary.tokens.tokenizers._vocabulary import (
+    N_BYTES,
     N_SPECIALS,
     SPELLED_BYTES,
     FixedBytes,
@@ -49,6 +50,10 @@ class Word(Part):
     vocabulary: int = Field(default=50_000, ge=1)
     unknown: Literal["bytes", "unk"] = "bytes"
     markers: Markers = ()
+
+    @property
+    def planned_vocabulary(self) -> int:
+        return self.vocabulary + N_SPECIALS + (N_BYTES if self.unknown == "bytes" else 0) + len(self.markers)
 
     def train(self, texts: Iterable[str]) -> OpenWords | ClosedWords:
         counts: Counter[str] = Counter()
