@@ -9,12 +9,12 @@ echo usage: run.bat demo ^| test
 exit /b 2
 
 :demo
-call :install demo .[demo,text] || exit /b 1
+call :install demo ".[demo,text]" || exit /b 1
 .venv\Scripts\armillary demo
 exit /b %errorlevel%
 
 :test
-call :install dev .[dev] || exit /b 1
+call :install dev ".[dev]" || exit /b 1
 .venv\Scripts\python -m pytest -n 2 --dist worksteal
 exit /b %errorlevel%
 

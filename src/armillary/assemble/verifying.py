@@ -82,5 +82,6 @@ def _behaviour(model: OpenModel, train: PackedSplit) -> Iterator[Check]:
     same = -log_p.gather(2, inputs[..., None])[..., 0][scored].mean()
     beyond = -log_p[:, :-1].gather(2, targets[:, 1:, None])[..., 0][scored[:, 1:]].mean()
     detail = f"nats/token of the next token {nll:.3f}, of the same one {same:.3f}, of the one after next {beyond:.3f}"
-    # Trained on labels that were not shifted, it would copy its input: nearly no nats for the same token.
-    yield Check("predicts the next token", bool(nll < beyond and same > nll / 2), detail)
+    # Labels shifted twice would make the one after next likelier; labels not shifted at all, the same one. In a text
+    # of independent words the first two are equal, so they are only held apart by what a mistake would cost.
+    yield Check("predicts the next token", bool(nll < 1.05 * beyond and same > nll / 2), detail)
