@@ -47,8 +47,8 @@ def demo(root: Path, minutes: float, say: Callable[[str], None], follow: Follow)
     prepared = stages.prepare(found, root, say)
     left = 60 * minutes - RESERVE_SECONDS - (time.perf_counter() - started)
     found = training.with_minutes(found, prepared, left / 60)
-    steps = found.recipe.training.steps
-    every = max(1, steps // 5)
+    every = max(1, found.recipe.training.steps // 5)
+    steps = 5 * every
     changes = {"training": {"steps": steps, "validate_every": every, "sample_every": every}}
     found = parts_of.resolve(merge(recipe, changes))
     run = _free_run(root)
@@ -76,6 +76,6 @@ def _commands(run: RunFolder, root: Path, changes: dict[str, Any]) -> list[str]:
         ["armillary", "train", "demo", "--name", run.name, *sets, *where],
         ["armillary", "evaluate", run.name, "--references", *where],
         ["armillary", "report", run.name, *where],
-        ["armillary", "sample", run.name, "--prompt", "The state of the Union ", "--n", "3", *where],
+        ["armillary", "sample", run.name, "--prompt", "The state of the Union", "--n", "3", *where],
     ]
     return [shlex.join(line) for line in words]

@@ -166,3 +166,45 @@ def test_llama_sizes(size):
 def test_gpt_baseline_size(layers, parameters):
     shape = find("backbones", "gpt")(n_layers=layers)
     assert count_parameters(meta_network(shape, 8_192, tied=True))[0] == parameters
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_greedy_decoding_is_the_same_cached_uncached_and_in_a_batch(name):
+    """fp32: a token may differ only where the two likeliest are closer than 1e-4 nats."""
+    from armillary.samplers.left_to_right import LeftToRight, generate
+
+    torch.manual_seed(1)
+    tokenizer = find("tokens/tokenizers", "character")().train(["abcdefgh"])
+    network = LanguageNetwork(make("backbones", name, SMALL[name]), tokenizer.n_vocab).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    draw = torch.Generator().manual_seed(2)
+    prompts = [torch.randint(4, 268, (n,), generator=draw).tolist() for n in (1, 3, 9, 2, 7, 4, 12, 5)]
+    settings = LeftToRight(temperature=0, max_new_tokens=15)
+    together = generate(CachedNextToken(network, 8, 32), prompts, settings, [0] * 8, tokenizer)
+    for prompt, found in zip(prompts, together, strict=True):
+        (alone,) = generate(CachedNextToken(network, 1, 32), [prompt], settings, [0], tokenizer)
+        for other in (alone.tokens, uncached(network, prompt, 15)):
+            assert_same_greedy(network, prompt, found.tokens, other)
+
+
+@torch.no_grad()
+def uncached(network, prompt, n) -> list[int]:
+    row = list(prompt)
+    for _ in range(n):
+        log_p = network(torch.tensor([row]), Layout("causal"))[0, -1]
+        log_p[[0, 1, 3]] = -torch.inf
+        row.append(int(log_p.argmax()))
+        if row[-1] == 2:
+            return row[len(prompt) : -1]
+    return row[len(prompt) :]
+
+
+@torch.no_grad()
+def assert_same_greedy(network, prompt, ours, theirs):
+    for place, (a, b) in enumerate(zip(ours, theirs, strict=False)):
+        if a != b:
+            log_p = network(torch.tensor([[*prompt, *ours[:place]]]), Layout("causal"))[0, -1]
+            assert abs(log_p[a] - log_p[b]) < 1e-4
+            return
+    assert len(ours) == len(theirs)

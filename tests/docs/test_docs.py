@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import typer
 
-from armillary import registry
+from armillary import recipe, registry
+from armillary.assemble import parts, planning
 from armillary.cli import main
 from armillary.cli.app import app
 from armillary.run_folder import RunFolder
@@ -99,7 +100,7 @@ def test_command_lines_exist(page):
 
 def test_a_wrong_command_line_is_found():
     assert fault("armillary train demo --steps 3", is_whole=True) is None
-    assert fault("armillary trian demo", is_whole=True)
+    assert fault("armillary teach demo", is_whole=True)
     assert fault("armillary train demo --step-size 3", is_whole=True)
     assert fault("armillary runs shew one", is_whole=True)
     assert fault("armillary train", is_whole=True) and fault("armillary train", is_whole=False) is None
@@ -116,19 +117,25 @@ def test_every_room_is_in_the_architecture():
     assert [p.name for p in rooms if f"`{p.stem}" not in page] == []
 
 
-def test_every_shipped_recipe_is_in_the_readme():
+@pytest.mark.parametrize("name", sorted(recipe.shipped()))
+def test_the_readme_knows_every_recipe_and_its_parameters(name):
     page = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    recipes = [p.stem for p in (REPOSITORY / "src" / "armillary" / "recipes").glob("*.yaml")]
-    assert [name for name in recipes if f"`{name}`" not in page] == []
+    found = parts.resolve(recipe.raw(name))
+    vocabulary: Any = found.tokenizer
+    facts = planning.plan(found, vocabulary.vocabulary, None, measured=False)
+    figures = [f"{facts[key]:,}" for key in ("n_vocab", "parameters", "parameters_non_embedding")]
+    row = next((line for line in page.splitlines() if line.startswith(f"| `{name}` |")), "")
+    assert row.split(" | ")[2:] == [*figures[:2], f"{figures[2]} |"]
 
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch) -> Path:
-    """A folder with a text of 100 kB and a table of 40 letters, as the pages suppose."""
+    """A folder with two texts and a table of 40 letters, as the pages suppose."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     texts = [topics[name] for name in sorted(topics)]
     (tmp_path / "my-text.txt").write_text("\n".join(texts)[:100_000], encoding="utf-8")
+    (tmp_path / "my-notes.txt").write_text("\n".join(texts)[-50_000:], encoding="utf-8")
     with (tmp_path / "letters.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("from", "body"), *(("me", text[:1500]) for text in texts[:40])])
     return tmp_path
@@ -190,12 +197,12 @@ def test_an_objective_takes_one_file(desk, capsys):
 def test_a_sampler_takes_one_file(desk, capsys):
     run = follow("sampler", desk, capsys)["cautious"]
     assert run.recipe()["sampling"]["sampler"] == {"name": "cautious"} and len(run.samples()) == 2
-    program = [sys.executable, "typical.py", "cautious", "The "]
+    program = [sys.executable, "typical.py", "cautious", "The"]
     out = subprocess.run(program, cwd=desk, capture_output=True, text=True, check=True).stdout
-    assert out.startswith("The ") and len(out) > len("The \n")
+    assert out.startswith("The") and len(out) > len("The\n")
 
 
 def test_the_example_of_a_recipe_runs(desk, capsys):
     runs = follow("recipe", desk, capsys)
     drawn = runs["small"].metrics("train")[-1]["mixture"]
-    assert set(runs) == {"small", "small-gpt"} and drawn["plain"] > 40 and drawn["speeches"] > 20
+    assert set(runs) == {"small", "small-gpt"} and drawn["plain"] > 40 and drawn["notes"] > 20

@@ -18,7 +18,7 @@ from armillary.model.network import count_parameters, meta_network
 from armillary.randomness import key
 from armillary.refusal import Refusal
 from armillary.tokens import tokenizer as tokenizers
-from armillary.training import distribution
+from armillary.training import distribution, precision
 from armillary.training.loop import Course, steps
 
 MEASURED_FLOPS = 2.0e11
@@ -84,7 +84,7 @@ def seconds_per_row(parts: Parts, n_vocab: int, n_rows: int) -> tuple[float, int
     )
     learner = build.learner(parts, n_vocab, accelerator.device)
     rows = _RandomRows(n_rows, parts.recipe.packing.window, n_vocab)
-    arithmetic = build.precision.resolve(settings.precision, accelerator.device)
+    arithmetic = precision.resolve(settings.precision, accelerator.device)
     course = Course(rows, settings, arithmetic, seed=0, factor=lambda step: 1e-3)
     kept: dict[int, int] = {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,9 +51,8 @@ def _wandb(run: RunFolder) -> tuple[Track, Callable[[], None]]:
     from dotenv import load_dotenv  # type: ignore[import-not-found]
 
     load_dotenv(".env")
-    session: Any = wandb.init(
-        project="armillary", name=run.name, dir=str(run.path), config=run.recipe(), resume="allow"
-    )
+    project = os.environ.get("WANDB_PROJECT", "armillary")
+    session: Any = wandb.init(project=project, name=run.name, dir=str(run.path), config=run.recipe(), resume="allow")
     return lambda step, numbers: session.log(numbers, step=step), session.finish
 
 

@@ -15,29 +15,23 @@ import torch
 from accelerate import Accelerator
 
 from armillary.assemble import build, tracking
+from armillary.assemble import facts as facts_of
 from armillary.assemble.interruption import wishes
 from armillary.assemble.parts import Parts
 from armillary.assemble.sampling import continuations, settings
 from armillary.assemble.stages import Prepared
 from armillary.contracts import Network
 from armillary.evaluation.likelihood import Windowing, measure
-from armillary.model.network import LanguageNetwork, count_parameters
-from armillary.recipe import Recipe
+from armillary.model.network import LanguageNetwork
 from armillary.records import Note, Sample, Step, Validation
-from armillary.refusal import Refusal
 from armillary.run_folder import RunFolder, now
 from armillary.system import describe
 from armillary.tokens import tokenizer as tokenizers
-from armillary.training import checkpoints, distribution
+from armillary.training import checkpoints, distribution, precision
 from armillary.training.learner import Learner
 from armillary.training.loop import Course, NonFinite, steps
-from armillary.training.precision import autocast
 
 Happening = Step | Validation | Sample | Note
-
-MAY_CHANGE = {"steps", "log_every", "validate_every", "sample_every", "checkpoint_every", "keep_checkpoints", "track",
-              "device", "validation_rows", "early_stop", "on_non_finite"}  # fmt: skip
-"""Keys of `training` that a resume may set anew; another `steps` bends the schedule, and an event says so."""
 
 
 @dataclass
@@ -74,8 +68,8 @@ class TrainingRun:
         Raises Refusal before anything is written where the run cannot start; NonFinite as the loop does.
         """
         if self.run.exists():
-            refuse_other_recipe(self.run, self.parts.recipe)
-            self._refuse_other_text()
+            facts_of.refuse_other_recipe(self.run, self.parts.recipe)
+            facts_of.refuse_other_text(self.run, self.prepared)
         device = self.accelerator.device
         learner = build.learner(self.parts, self.prepared.tokenizer.tokenizer.n_vocab, device)
         course = build.course(self.parts, self.prepared.packed, device)
@@ -84,22 +78,12 @@ class TrainingRun:
             lock.__enter__()
         try:
             notes = self._begin(learner, course, command)
-            with wishes() as wish:
+            with wishes() as wish, precision.deterministic(self.settings.deterministic):
                 yield from notes
                 yield from self._train(learner, course, wish)
         finally:
             if lock is not None:
                 lock.__exit__(None, None, None)
-
-    def _refuse_other_text(self) -> None:
-        """The text and tokenizer must be those the run began with, wherever they lie now."""
-        before = self.run.facts()
-        if before.get("tokenizer", {}).get("sha256") not in (None, self.prepared.tokenizer.sha256):
-            raise Refusal(f"run '{self.run.name}' was trained with another tokenizer; leave --tokenizer and --data out")
-        for name, packed in self.prepared.packed.items():
-            was = before.get("corpora", {}).get(name, {}).get("fingerprint")
-            if was not in (None, packed.about["corpus_fingerprint"]):
-                raise Refusal(f"run '{self.run.name}' was trained on another text; leave --data out, or give --name")
 
     def _begin(self, learner: Learner, course: Course, command: str | None) -> list[Note]:
         notes: list[Note] = []
@@ -112,14 +96,18 @@ class TrainingRun:
             if newest is not None:
                 self.standing = Standing(**checkpoints.load(learner, newest))
             notes.append(self._note(learner.step, "resumed", f"from {newest.name if newest else 'the beginning'}"))
-            before = facts.get("steps")
-            if before not in (None, self.settings.steps):
-                detail = f"{before} → {self.settings.steps}: the schedule bends here"
-                notes.append(self._note(learner.step, "steps_changed", detail))
+            changes = {
+                "system_changed": facts_of.changed_system(facts.get("system", {}), self._system(course)),
+                "steps_changed": facts_of.changed_steps(facts.get("steps"), self.settings.steps),
+            }
+            notes += [self._note(learner.step, event, detail) for event, detail in changes.items() if detail]
         if self.is_main:
             tokenizers.copy(self.prepared.tokenizer, self.run.tokenizer)
             self.run.recipe_file.write_text(self.parts.recipe.as_yaml(), encoding="utf-8")
-            self.run.update_facts(**self._facts(learner, course, command, facts))
+            told = facts_of.new_facts(self.parts, self.prepared, cast(LanguageNetwork, learner.network), facts)
+            commands = [*facts.get("commands", []), *([command] if command else [])]
+            whole = told | {"name": self.run.name, "attempt": self.attempt, "commands": commands}
+            self.run.update_facts(**whole, system=self._system(course))
         self.accelerator.wait_for_everyone()
         return notes
 
@@ -187,7 +175,7 @@ class TrainingRun:
             if "validation" not in packed.splits:
                 continue
             started = time.perf_counter()
-            with learner.at_its_best() as network, torch.inference_mode(), autocast(*self._arithmetic()):
+            with learner.at_its_best() as network, torch.inference_mode(), precision.autocast(*self._arithmetic()):
                 found = measure(cast(Network, network), learner.objective, packed, "validation", windowing).likelihood
             loss = found.nats / found.n_tokens
             best = self.standing.best_loss
@@ -251,75 +239,19 @@ class TrainingRun:
         standing = self.standing
         return f"no better validation in {standing.validations_since_best}; the best was step {standing.best_step}"
 
+    def _system(self, course: Course) -> dict[str, Any]:
+        return describe() | {
+            "device": str(self.accelerator.device),
+            "precision": course.arithmetic,
+            "processes": self.accelerator.num_processes,
+            "compile": self.settings.compile,
+        }
+
     def _arithmetic(self) -> Any:
         device = self.accelerator.device
-        return build.precision.resolve(self.settings.precision, device), device
+        return precision.resolve(self.settings.precision, device), device
 
     def _note(self, step: int, event: str, detail: str) -> Note:
         if self.is_main:
             self.run.append("events.jsonl", {"attempt": self.attempt, "step": step, "event": event, "detail": detail})
         return Note(step, event, detail)
-
-    def _facts(self, learner: Learner, course: Course, command: str | None, before: dict[str, Any]) -> dict[str, Any]:
-        parameters, inner = count_parameters(cast(LanguageNetwork, learner.network))
-        tokens = self.settings.steps * build.batch_rows(self.parts) * self.parts.recipe.packing.window
-        loaded = self.prepared.tokenizer
-        return {
-            "name": self.run.name,
-            "state": "running",
-            "attempt": self.attempt,
-            "commands": [*before.get("commands", []), *([command] if command else [])],
-            "parameters": parameters,
-            "parameters_non_embedding": inner,
-            "tokens_per_parameter": tokens / parameters,
-            "steps": self.settings.steps,
-            "batch_rows": build.batch_rows(self.parts),
-            "started": before.get("started", now()),
-            "finished": None,
-            "system": describe()
-            | {
-                "device": str(self.accelerator.device),
-                "precision": course.arithmetic,
-                "processes": self.accelerator.num_processes,
-                "compile": self.settings.compile,
-            },
-            "corpora": {
-                name: _corpus_facts(p.about) | {"folder": p.folder.name} for name, p in self.prepared.packed.items()
-            },
-            "packed": {name: str(p.folder.resolve()) for name, p in self.prepared.packed.items()},
-            "tokenizer": {
-                "name": loaded.name,
-                "n_vocab": loaded.tokenizer.n_vocab,
-                "sha256": loaded.sha256,
-                "is_lossless": loaded.tokenizer.is_lossless,
-            },
-        }
-
-
-def refuse_other_recipe(run: RunFolder, recipe: Recipe) -> None:
-    """A resume takes the run's own recipe; only `MAY_CHANGE` may differ."""
-    old, new = run.recipe(), recipe.model_dump(mode="json")
-    for section in sorted(old.keys() | new.keys()):
-        if section in ("name", "about", "sampling", "evaluation", "corpora", "tokenizer"):
-            continue
-        a, b = old.get(section), new.get(section)
-        keys: list[str] = []
-        if section == "training" and isinstance(a, dict) and isinstance(b, dict):
-            a, b = ({k: v for k, v in x.items() if k not in MAY_CHANGE} for x in (a, b))
-        if a != b:
-            if isinstance(a, dict) and isinstance(b, dict):
-                keys = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
-            where = ".".join([section, *keys[:1]])
-            raise Refusal(
-                f"run '{run.name}' was trained with another {where}; resume it with its own recipe "
-                f"({run.recipe_file}), or give --name for a new run"
-            )
-
-
-def _corpus_facts(about: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": about["corpus"],
-        "fingerprint": about["corpus_fingerprint"],
-        "boundary": about["boundary"],
-        "splits": about["splits"],
-    }

@@ -17,7 +17,7 @@ def sample(
     n: Annotated[int, typer.Option(min=1, help="Texts for each prompt.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same texts.")] = 0,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of a continuation.")] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy; by default the recipe's.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the k most likely tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="The smallest set of tokens with this much probability.")] = None,
     min_p: Annotated[float | None, typer.Option(help="Only tokens at least this likely beside the likeliest.")] = None,
@@ -39,7 +39,7 @@ def sample(
         "top_p": top_p,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
-        "stop": tuple(stop or ()),
+        "stop": tuple(stop) if stop else None,
     }
     given = {name: value for name, value in fields.items() if value is not None}
     prompts = [text for text in (prompt or [""]) for _ in range(n)]

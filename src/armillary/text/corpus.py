@@ -293,7 +293,8 @@ class _SplitWriter:
     def _next_shard(self) -> None:
         self.close()
         shard = f"{self._split}-{len(self._shards):05d}.jsonl.gz"
-        self._tell(f"writing {shard}, after {self._sums['n_documents']:,} documents")
+        if self._shards:
+            self._tell(f"writing {shard}, after {self._sums['n_documents']:,} documents")
         self._shards.append(shard)
         self._n_shard_bytes = 0
         self._file = gzip.GzipFile(

@@ -1,4 +1,4 @@
-"""Which arithmetic a run trains in, and the loss scaling that fp16 needs.
+"""Which arithmetic a run trains in, the loss scaling that fp16 needs, and kernels that repeat themselves.
 
 Weights stay fp32; autocast chooses the type of each matmul. bf16 needs no scaling, fp16 does (Micikevicius et al. 2017,
 arXiv 1710.03740).
@@ -7,7 +7,8 @@ arXiv 1710.03740).
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -34,6 +35,21 @@ def autocast(arithmetic: Arithmetic, device: torch.device) -> AbstractContextMan
     if arithmetic == "fp32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if arithmetic == "bf16" else torch.float16)
+
+
+@contextmanager
+def deterministic(is_wanted: bool) -> Iterator[None]:
+    """Kernels that give the same bits every time, where torch has them; it warns of one that it has not."""
+    was, was_filling = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if is_wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid, and slow
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = was_filling  # type: ignore[attr-defined]
 
 
 def scaler(arithmetic: Arithmetic, device: torch.device) -> torch.amp.GradScaler:
