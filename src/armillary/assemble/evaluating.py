@@ -49,7 +49,7 @@ def evaluate(model: OpenModel, wanted: Wanted, progress: Progress | None = None)
         windowing = _windowing(model, wanted)
         started = time.perf_counter()
         with torch.inference_mode():
-            scores = measure(model.network, model.parts.objective, packed, split, windowing, progress)
+            scores = measure(model.network, model.parts.objective, (packed, split), windowing, progress=progress)
         seconds = time.perf_counter() - started
         stem = _stem(name, split, windowing, model, wanted)
         scores = replace(scores, name=model.run.name)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
+
 from armillary import recipe as recipes
 from armillary.assemble import build, parts, planning, stages
 from armillary.assemble.parts import Parts
@@ -98,7 +100,8 @@ def with_minutes(found: Parts, prepared: Prepared, minutes: float) -> Parts:
     rows = build.batch_rows(found)
     micro = max(1, rows // found.recipe.training.accumulation)
     per_row, _ = planning.seconds_per_row(found, prepared.tokenizer.tokenizer.n_vocab, micro)
-    steps = max(1, int(60 * OVERHEAD * minutes / (per_row * rows)))
+    # Every rank has timed itself; all take the count of the first.
+    (steps,) = broadcast_object_list([max(1, int(60 * OVERHEAD * minutes / (per_row * rows)))])
     raw = recipes.merge(found.recipe.model_dump(mode="json"), {"training": {"steps": steps}})
     return parts.resolve(raw)
 

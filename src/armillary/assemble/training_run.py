@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -21,7 +22,7 @@ from armillary.assemble.parts import Parts
 from armillary.assemble.sampling import continuations, settings
 from armillary.assemble.stages import Prepared
 from armillary.contracts import Network
-from armillary.evaluation.likelihood import Windowing, measure
+from armillary.evaluation.likelihood import Ranks, Windowing, measure
 from armillary.model.network import LanguageNetwork
 from armillary.records import Note, Sample, Step, Validation
 from armillary.run_folder import RunFolder, now
@@ -101,6 +102,7 @@ class TrainingRun:
                 "steps_changed": facts_of.changed_steps(facts.get("steps"), self.settings.steps),
             }
             notes += [self._note(learner.step, event, detail) for event, detail in changes.items() if detail]
+        self.accelerator.wait_for_everyone()  # nobody may still be reading what is written now
         if self.is_main:
             tokenizers.copy(self.prepared.tokenizer, self.run.tokenizer)
             self.run.recipe_file.write_text(self.parts.recipe.as_yaml(), encoding="utf-8")
@@ -176,7 +178,8 @@ class TrainingRun:
                 continue
             started = time.perf_counter()
             with learner.at_its_best() as network, torch.inference_mode(), precision.autocast(*self._arithmetic()):
-                found = measure(cast(Network, network), learner.objective, packed, "validation", windowing).likelihood
+                text = (packed, "validation")
+                found = measure(cast(Network, network), learner.objective, text, windowing, self._ranks()).likelihood
             loss = found.nats / found.n_tokens
             best = self.standing.best_loss
             is_best = judges and (best is None or loss < best)
@@ -238,6 +241,13 @@ class TrainingRun:
     def _patience_spent(self) -> str:
         standing = self.standing
         return f"no better validation in {standing.validations_since_best}; the best was step {standing.best_step}"
+
+    def _ranks(self) -> Ranks:
+        def total(sums: np.ndarray) -> np.ndarray:
+            device = self.accelerator.device
+            return distribution.total(self.accelerator, torch.from_numpy(sums).to(device)).cpu().numpy()
+
+        return Ranks(self.accelerator.process_index, self.accelerator.num_processes, total)
 
     def _system(self, course: Course) -> dict[str, Any]:
         return describe() | {

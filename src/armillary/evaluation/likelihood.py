@@ -6,7 +6,7 @@ context, given clean. Sums per document are kept, in float64, for intervals and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,39 +34,55 @@ class Windowing:
             raise Refusal(f"evaluation.stride {self.stride} must lie between 1 and the window, {self.window}")
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that share the windows. total: a (2, n_documents) float64 array summed over them."""
+
+    rank: int = 0
+    n: int = 1
+    total: Callable[[np.ndarray], np.ndarray] = lambda sums: sums
+
+
 def measure(
     network: Network,
     objective: Objective,
-    packed: Packed,
-    split: str,
+    held_out: tuple[Packed, str],
     windowing: Windowing,
+    ranks: Ranks = Ranks(),
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Scores of a split: the likelihood with its kind and protocol, and the sums of each document.
+    """Scores of a (packed set, split): the likelihood with its kind and protocol, and the sums of each document.
 
-    Networks on any device, in whatever arithmetic the caller set; run it under inference mode.
+    Networks on any device, in whatever arithmetic the caller set; run it under inference mode. progress is called with
+    (windows done, all windows). Every rank gets the same Scores.
     """
+    packed, split = held_out
     part = packed.split(split)
     n_documents = _n_documents(part, windowing.n_tokens)
-    nats, tokens = np.zeros(n_documents), np.zeros(n_documents, dtype=np.int64)
+    sums = np.zeros((2, n_documents))
     isolated = bool(packed.about["isolate_documents"])
-    total = len(range(0, _end(part, n_documents) - 1, windowing.stride))
-    for done, (starts, batch) in enumerate(_batches(part, n_documents, windowing, isolated)):
-        values = objective.score(network, batch, {}).double().cpu().numpy()
-        scored = batch.scored[:, 1:].cpu().numpy()
-        targets = (starts[:, None] + 1 + np.arange(scored.shape[1]))[scored]
-        documents = part.document_of(targets)
-        np.add.at(nats, documents, values[scored])
-        np.add.at(tokens, documents, 1)
+    ends = _window_ends(_end(part, n_documents), windowing)
+    device = next(network.parameters()).device
+    for number, first in enumerate(range(0, len(ends), windowing.batch_rows)):
+        if number % ranks.n != ranks.rank:
+            continue
+        rows = slice(first, first + windowing.batch_rows)
+        starts, batch = _batch(part, ends, rows, isolated)
+        values = objective.score(network, batch.to(device), {}).double().cpu().numpy()
+        scored = batch.scored[:, 1:].numpy()
+        documents = part.document_of((starts[:, None] + 1 + np.arange(scored.shape[1]))[scored])
+        np.add.at(sums[0], documents, values[scored])
+        np.add.at(sums[1], documents, 1)
         if progress is not None:
-            progress(min((done + 1) * windowing.batch_rows, total), total)
-    return _scores(objective, packed, split, windowing, (nats, tokens))
+            progress(min(rows.stop, len(ends)), len(ends))
+    nats, tokens = ranks.total(sums)
+    return _scores(objective, held_out, windowing, nats, tokens.astype(np.int64))
 
 
 def _scores(
-    objective: Objective, packed: Packed, split: str, windowing: Windowing, sums: tuple[np.ndarray, np.ndarray]
+    objective: Objective, held_out: tuple[Packed, str], windowing: Windowing, nats: np.ndarray, tokens: np.ndarray
 ) -> Scores:
-    nats, tokens = sums
+    packed, split = held_out
     part = packed.split(split)
     words, n_bytes = part.document_words[: len(nats)], part.document_bytes[: len(nats)]
     about, facts = packed.about, packed.about["splits"][split]
@@ -109,25 +125,20 @@ def _end(part: PackedSplit, n_documents: int) -> int:
     return len(part.tokens) if n_documents == len(starts) else int(starts[n_documents])
 
 
-def _batches(
-    part: PackedSplit, n_documents: int, windowing: Windowing, isolated: bool
-) -> Iterator[tuple[np.ndarray, Batch]]:
-    """(where each window starts in the stream, the windows)."""
-    end = _end(part, n_documents)
+def _window_ends(end: int, windowing: Windowing) -> np.ndarray:
+    """The last target of each window, rising by the stride; the last window is pulled back to end with the stream."""
     width = min(windowing.window, end - 1)
-    # Window k scores targets up to first + k · stride; the last one is pulled back to end with the stream.
-    ends = np.minimum(
-        width + windowing.stride * np.arange(max(1, -(-(end - 1 - width) // windowing.stride) + 1)), end - 1
-    )
-    previous = np.concatenate([[0], ends[:-1]])
-    for first in range(0, len(ends), windowing.batch_rows):
-        part_ends, part_previous = (
-            ends[first : first + windowing.batch_rows],
-            previous[first : first + windowing.batch_rows],
-        )
-        starts = part_ends - width
-        places = starts[:, None] + np.arange(width + 1)
-        tokens = part.tokens[places].astype(np.int64)
-        scored = (places > part_previous[:, None]) & part.is_scored(places)
-        within = [torch.from_numpy(x) for x in documents_within(part, places)] if isolated else [None, None]
-        yield starts, Batch(torch.from_numpy(tokens), torch.from_numpy(scored), *within)
+    n_more = -(-(end - 1 - width) // windowing.stride)
+    return np.minimum(width + windowing.stride * np.arange(n_more + 1), end - 1)
+
+
+def _batch(part: PackedSplit, ends: np.ndarray, rows: slice, isolated: bool) -> tuple[np.ndarray, Batch]:
+    """(where each window starts in the stream, the windows): scored are the targets behind the window before."""
+    width = ends[0]
+    previous = np.concatenate([[0], ends[:-1]])[rows]
+    starts = ends[rows] - width
+    places = starts[:, None] + np.arange(width + 1)
+    scored = (places > previous[:, None]) & part.is_scored(places)
+    within = [torch.from_numpy(x) for x in documents_within(part, places)] if isolated else [None, None]
+    tokens = torch.from_numpy(part.tokens[places].astype(np.int64))
+    return starts, Batch(tokens, torch.from_numpy(scored), *within)
