@@ -93,7 +93,7 @@ training:
   validate_every: 8
   checkpoint_every: 4
   sample_every: 12
-sampling: {{prompts: ["the "], max_new_tokens: 8}}
+sampling: {{prompts: ["the "], sampler: {{name: left_to_right, max_new_tokens: 8}}}}
 """,
         encoding="utf-8",
     )

@@ -95,7 +95,7 @@ def sync(path: Path) -> None:
     """Forces a file or folder to the disk, where the system can (a folder cannot be opened on Windows)."""
     if path.is_dir() and os.name == "nt":
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows syncs only what it may write
     try:
         os.fsync(handle)
     finally:
@@ -114,7 +114,9 @@ def _fault(path: Path, facts: dict[str, Any]) -> str | None:
 
 def _is_alive(stale: Path) -> bool:
     pid = stale.name.rsplit("-", 1)[-1]
-    if os.name == "nt" or not pid.isdigit() or int(pid) == os.getpid():
+    if os.name == "nt":  # where signal 0 would end the process
+        return True
+    if not pid.isdigit() or int(pid) == os.getpid():
         return False
     try:
         os.kill(int(pid), 0)

@@ -207,7 +207,10 @@ class Cache(Protocol):
 
 @runtime_checkable
 class Backbone(Protocol):
-    """(B, L, D) → (B, L, D). Honours every layout and cache it is given, or does not exist."""
+    """(B, L, D) → (B, L, D). Honours every layout and cache it is given, or does not exist.
+
+    condition: added to x, broadcast to (B, L, D), unless the backbone has a finer use for it.
+    """
 
     def __call__(
         self,
@@ -320,6 +323,3 @@ class NextToken(Protocol):
     def release(self, slots: Sequence[int]) -> None:
         """Empties slots whose text has ended."""
         ...
-
-
-PartFields = dict[str, Any]

@@ -13,6 +13,7 @@ from armillary.assemble import build, evaluating, stages, training
 from armillary.assemble import parts as parts_of
 from armillary.assemble.training_run import TrainingRun
 from armillary.recipe import merge, raw
+from armillary.records import fingerprint
 from armillary.refusal import Refusal
 from armillary.run_folder import RunFolder
 from armillary.training import distribution
@@ -53,7 +54,7 @@ def demo(root: Path, minutes: float, say: Callable[[str], None], follow: Follow)
     found = parts_of.resolve(merge(recipe, changes))
     run = _free_run(root)
     commands = _commands(run, root, changes["training"])
-    outcome = follow(TrainingRun(found, prepared, run, distribution.join("auto")), commands[0])
+    outcome = follow(TrainingRun(found, prepared, run, distribution.join("auto"), fingerprint(recipe)), commands[0])
     if outcome["state"] == "interrupted":
         return Arrived(run, [], commands, time.perf_counter() - started, "interrupted")
     say("measuring the model and the baselines on the same held-out bytes")

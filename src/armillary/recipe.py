@@ -111,10 +111,9 @@ class Evaluation(Section):
 
 
 class Sampling(Section):
-    """Samples written while training."""
+    """Samples written while training, and what `sample` does where it is not told otherwise."""
 
-    prompts: list[str] = [""]
-    max_new_tokens: int = Field(default=64, ge=1)
+    prompts: list[str] = Field(default=[""], min_length=1)
     sampler: Choice = Choice(name="left_to_right")
 
 
@@ -179,13 +178,15 @@ def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, mapping by mapping. A part of another name replaces the part whole."""
-    if "name" in above and "name" in below and above["name"] != below["name"] and "corpora" not in below:
-        return dict(above)
+    """A recipe `above` over one `below`, mapping by mapping. A part of another name replaces the part whole."""
     out = dict(below)
     for key, value in above.items():
         inner = out.get(key)
-        out[key] = merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            is_other_part = "name" in inner and value.get("name", inner["name"]) != inner["name"]
+            out[key] = value if is_other_part else merge(inner, value)
+        else:
+            out[key] = value
     return copy.deepcopy(out)
 
 
@@ -207,6 +208,8 @@ def _read(name_or_path: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise Refusal(f"{path}: holds {type(data).__name__}, not a recipe; write keys and values")
     parent = data.pop("extends", None)
     if "parts" in data:
+        if not isinstance(data["parts"], list):
+            raise Refusal(f"{path}: 'parts' is a list of folders; write parts: [{data['parts']}]")
         data["parts"] = [str((path.parent / folder).resolve()) for folder in data["parts"]]
     return merge(_read(str(parent), (*seen, path)), data) if parent is not None else data
 
@@ -224,8 +227,8 @@ def _locate(name_or_path: str, beside: Path) -> Path:
 
 
 def _parse(path: Path) -> Any:
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         match path.suffix:
             case ".json":
                 return json.loads(text)

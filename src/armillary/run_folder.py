@@ -56,7 +56,8 @@ class RunFolder:
 
     def checkpoint_steps(self) -> list[int]:
         """Steps that have a checkpoint folder, oldest first; whether one is valid is found when it is opened."""
-        return sorted(int(p.name.removeprefix("step-")) for p in self.checkpoints.glob("step-*") if p.is_dir())
+        names = (p.name.removeprefix("step-") for p in self.checkpoints.glob("step-*") if p.is_dir())
+        return sorted(int(name) for name in names if name.isdigit())
 
     # run.json: facts of the run, rewritten whole
 
@@ -81,6 +82,11 @@ class RunFolder:
             line = json.dumps({"time": now()} | finite(record))
             out.write(line.encode() + b"\n")
             out.flush()
+
+    def mark_resumed(self, step: int, attempt: int) -> None:
+        """What older attempts recorded behind this step no longer stands."""
+        for file in ("metrics.jsonl", "samples/samples.jsonl"):
+            self.append(file, {"kind": "resumed", "step": step, "attempt": attempt})
 
     def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Records of metrics.jsonl in order of steps, superseded ones left out; of one kind when it is given."""
@@ -120,17 +126,14 @@ def open_run(name_or_path: str, root: Path) -> RunFolder:
 
 
 def superseded(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without the records that a later attempt made again: attempt k is cut where attempt k + 1 starts."""
-    starts: dict[int, int] = {}
-    for record in records:
+    """Without what a later attempt makes again: an attempt's "resumed" record says behind which step it does."""
+    starts = {r["attempt"]: r["step"] for r in records if r.get("kind") == "resumed"}
+
+    def stands(record: dict[str, Any]) -> bool:
         attempt, step = record.get("attempt", 0), record.get("step", 0)
-        starts[attempt] = min(starts.get(attempt, step), step)
-    kept = []
-    for record in records:
-        attempt, step = record.get("attempt", 0), record.get("step", 0)
-        if all(step < start for later, start in starts.items() if later > attempt):
-            kept.append(record)
-    return kept
+        return all(step <= start for later, start in starts.items() if later > attempt)
+
+    return [r for r in records if r.get("kind") != "resumed" and stands(r)]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -159,11 +162,16 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
+    """Whole or not at all. Numbers that JSON does not know become null."""
+    write_text(path, json.dumps(finite(value), indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all: written beside, synced, renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with beside.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(finite(value), indent=1) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)

@@ -196,7 +196,7 @@ def test_an_objective_takes_one_file(desk, capsys):
 
 def test_a_sampler_takes_one_file(desk, capsys):
     run = follow("sampler", desk, capsys)["cautious"]
-    assert run.recipe()["sampling"]["sampler"] == {"name": "cautious"} and len(run.samples()) == 2
+    assert run.recipe()["sampling"]["sampler"]["name"] == "cautious" and len(run.samples()) == 2
     program = [sys.executable, "typical.py", "cautious", "The"]
     out = subprocess.run(program, cwd=desk, capture_output=True, text=True, check=True).stdout
     assert out.startswith("The") and len(out) > len("The\n")

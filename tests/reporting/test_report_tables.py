@@ -47,6 +47,7 @@ def test_run_facts(trained: Make, new_run: Make) -> None:
 
 def test_facts_leave_superseded_steps_out(trained: Make) -> None:
     run = trained()
+    run.mark_resumed(50, 2)
     run.append("metrics.jsonl", {"kind": "train", "attempt": 2, "step": 60, "loss": 5.0, "n_tokens": 60 * 4096})
     row = tables.run_facts(run)
     assert (row["step"], row["tokens_seen"], row["n_steps_not_finite"]) == (60, 60 * 4096, 0)

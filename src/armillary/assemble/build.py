@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from armillary import artefact
+from armillary import artefact, recipe
 from armillary.assemble import parts as parts_of
 from armillary.assemble.parts import Parts
 from armillary.contracts import Tokenizer
@@ -51,17 +52,21 @@ def batch_rows(parts: Parts) -> int:
     return max(1, training.batch_tokens // parts.recipe.packing.window)
 
 
-def course(parts: Parts, packed: dict[str, Packed], device: torch.device) -> Course:
-    training = parts.recipe.training
-    batches = Batches(
+def batches(parts: Parts, packed: dict[str, Packed]) -> Batches:
+    """Training batches of a recipe."""
+    return Batches(
         {name: p.split("train") for name, p in packed.items()},
         parts.recipe.mixture,
         batch_rows(parts),
         parts.recipe.seed,
         parts.recipe.packing.isolate_documents,
     )
+
+
+def course(parts: Parts, packed: dict[str, Packed], device: torch.device) -> Course:
+    training = parts.recipe.training
     return Course(
-        batches=batches,
+        batches=batches(parts, packed),
         settings=training,
         arithmetic=precision.resolve(training.precision, device),
         seed=parts.recipe.seed,
@@ -82,18 +87,21 @@ class OpenModel:
     checkpoint: str
 
 
-def open_model(run: RunFolder, checkpoint: str = "best", device: str = "auto") -> OpenModel:
+def open_model(
+    run: RunFolder, checkpoint: str = "best", device: str = "auto", overrides: Sequence[str] = ()
+) -> OpenModel:
     """checkpoint: "best" (on validation; the last where there was none), "last", or a step.
+    overrides: "a.b=c" on the run's recipe, for its sections evaluation and sampling.
 
     Raises Refusal where there is no valid checkpoint, or the tokenizer is not the one the run was trained with.
     """
-    parts = parts_of.resolve(run.recipe())
+    parts = parts_of.resolve(recipe.override(run.recipe(), overrides))
     facts = run.facts()
     wanted = facts.get("tokenizer", {}).get("sha256")
     loaded = tokenizers.load(run.tokenizer, expected_sha256=wanted, part_folders=parts.folders)
     folder = _checkpoint_folder(run, checkpoint, facts.get("best_step"))
     net = network(parts, loaded.tokenizer.n_vocab)
-    checkpoints.load_weights(net, checkpoints.weights_for_use(folder))
+    checkpoints.load_for_use(net, folder)
     net.eval().requires_grad_(False).to(pick_device(device))
     step = int(folder.name.removeprefix("step-"))
     return OpenModel(run, parts, loaded.tokenizer, loaded.sha256, net, step, checkpoint)

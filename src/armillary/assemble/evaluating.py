@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +20,12 @@ from armillary.evaluation.comparison import Comparison, Scores
 from armillary.evaluation.likelihood import Windowing, measure
 from armillary.evaluation.references import Reference, TokenStream, references
 from armillary.records import Likelihood
-from armillary.refusal import Refusal
+from armillary.refusal import ArmillaryWarning, Refusal
 from armillary.run_folder import RunFolder, write_json
 from armillary.tokens.packed import Packed, PackedSplit
+
+MOST_REFERENCE_TOKENS = 100_000_000
+"""The n-gram's tables take some 200 bytes a token."""
 
 Progress = Callable[[int, int], None]
 
@@ -55,7 +59,7 @@ def evaluate(model: OpenModel, wanted: Wanted, progress: Progress | None = None)
         scores = replace(scores, name=model.run.name)
         comparison.save_scores(model.run.path / "evaluation" / "scores", stem, scores)
         result = scores.likelihood.as_json() | {"name": model.run.name, "corpus_name": name, "seconds": seconds}
-        beside = _references(model.tokenizer, packed, split, scores) if wanted.references else []
+        beside = _references(model, (packed, split), scores, wanted.root) if wanted.references else []
         record = {"run": model.run.name, "split": split, "step": model.step, "checkpoint": model.checkpoint}
         write_json(
             model.run.path / "evaluation" / f"{stem}.json",
@@ -78,30 +82,43 @@ def describe(model: OpenModel, wanted: Wanted) -> dict[str, Any]:
     }
 
 
-def compare(models: Sequence[Callable[[], OpenModel]], runs: Sequence[RunFolder], wanted: Wanted) -> Comparison:
-    """Every run against the first, on the same text. A run not yet measured as wanted is measured now."""
+def compare(models: Sequence[OpenModel], wanted: Wanted, say: Callable[[str], None]) -> Comparison:
+    """Every run against the first, on their first corpus. A run not yet measured as wanted is measured now."""
     found = []
-    for run, open_it in zip(runs, models, strict=True):
-        model = open_it()
-        texts = _texts(model, wanted)
-        name, packed = next(iter(texts.items()))
-        windowing = _windowing(model, wanted)
-        stem = _stem(name, wanted.split or packed.splits[-1], windowing, model, wanted)
-        path = run.path / "evaluation" / "scores" / f"{stem}.json"
-        if not path.is_file():
+    for model, (path, is_there) in zip(models, stored(models, wanted), strict=True):
+        if not is_there:
+            say(f"measuring {model.run.name}")
             evaluate(model, wanted)
         found.append(comparison.load_scores(path))
     return comparison.compare(found)
 
 
-def stored_comparison(runs: Sequence[RunFolder]) -> Comparison | None:
-    """What was measured already, compared where every run has scores on one text; nothing is measured for it."""
+def stored(models: Sequence[OpenModel], wanted: Wanted) -> list[tuple[Path, bool]]:
+    """Where the scores of each run lie, or will lie, and whether they do."""
     found = []
+    for model in models:
+        name, packed = next(iter(_texts(model, wanted).items()))
+        split = wanted.split or packed.splits[-1]
+        stem = _stem(name, split, _windowing(model, wanted), model, wanted)
+        path = model.run.path / "evaluation" / "scores" / f"{stem}.json"
+        found.append((path, path.is_file()))
+    return found
+
+
+def stored_comparison(runs: Sequence[RunFolder]) -> Comparison | None:
+    """What was measured already, compared where every run has scores on one text; nothing is measured for it.
+
+    A test split is preferred; of several results on one text, the one measured last.
+    """
+    found: list[dict[str, Scores]] = []
     for run in runs:
-        scores = [comparison.load_scores(p) for p in sorted((run.path / "evaluation" / "scores").glob("*.json"))]
-        found.append({s.likelihood.protocol.hash: s for s in scores})  # of one text, the last by name: the latest step
-    shared = [key for key in found[0] if all(key in other for other in found)]
-    return comparison.compare([scores[shared[-1]] for scores in found]) if shared and len(runs) > 1 else None
+        paths = sorted((run.path / "evaluation" / "scores").glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
+        found.append({s.likelihood.protocol.hash: s for s in map(comparison.load_scores, paths)})
+    shared = [scores for key, scores in found[0].items() if all(key in other for other in found)]
+    if len(runs) < 2 or not shared:
+        return None
+    best = max(shared, key=lambda scores: ("train", "validation", "test").index(scores.likelihood.protocol.split))
+    return comparison.compare([scores[best.likelihood.protocol.hash] for scores in found])
 
 
 def _texts(model: OpenModel, wanted: Wanted) -> dict[str, Packed]:
@@ -112,11 +129,13 @@ def _texts(model: OpenModel, wanted: Wanted) -> dict[str, Packed]:
 
 def _windowing(model: OpenModel, wanted: Wanted) -> Windowing:
     section = model.parts.recipe.evaluation
-    window = wanted.window or section.window or model.parts.recipe.packing.window
+    usual = section.window or model.parts.recipe.packing.window
+    window = wanted.window or usual
     limit = model.parts.backbone.max_length
     if limit is not None and window > limit:
         raise Refusal(f"--window {window}: the model has learned {limit} positions; give at most {limit}")
-    return Windowing(window, wanted.stride or section.stride or max(1, window // 2), section.batch_rows)
+    stride = wanted.stride or (section.stride if window == usual else None) or max(1, window // 2)
+    return Windowing(window, stride, section.batch_rows)
 
 
 def _stem(corpus: str, split: str, windowing: Windowing, model: OpenModel, wanted: Wanted) -> str:
@@ -125,12 +144,19 @@ def _stem(corpus: str, split: str, windowing: Windowing, model: OpenModel, wante
     return f"{corpus}-{where}{split}-step{model.step:08d}-w{windowing.window}-s{windowing.stride}"
 
 
-def _references(tokenizer: Tokenizer, packed: Packed, split: str, scores: Scores) -> list[dict[str, Any]]:
-    train, held_out = packed.split("train"), packed.split(split)
+def _references(model: OpenModel, held_out: tuple[Packed, str], scores: Scores, root: Path) -> list[dict[str, Any]]:
+    """Baselines that learn from what the model learnt from, and are held against it on the same text."""
+    packed, split = held_out
+    own = stages.reopen(model.run, model.parts, root).packed
+    train = own.get(packed.about["corpus"], next(iter(own.values()))).split("train")
+    if len(train.tokens) > MOST_REFERENCE_TOKENS:
+        message = f"baselines are left out: {len(train.tokens):,} training tokens do not fit their tables"
+        warnings.warn(message, ArmillaryWarning, stacklevel=2)
+        return []
+    text = packed.split(split)
     lossless = bool(packed.about["is_lossless"])
-    texts = [_bytes(part, tokenizer) for part in (train, held_out)] if lossless else [None, None]
-    n_vocab = packed.about["n_vocab"]
-    found = references(_stream(train), _stream(held_out), n_vocab, *texts)
+    texts = [_bytes(part, model.tokenizer) for part in (train, text)] if lossless else [None, None]
+    found = references(_stream(train), _stream(text), packed.about["n_vocab"], *texts)
     return [_as_json(reference, scores) for reference in found]
 
 

@@ -53,6 +53,18 @@ def changed_steps(before: int | None, after: int) -> str:
     return f"{before} → {after}: the schedule bends here" if before not in (None, after) else ""
 
 
+def refuse_edited_recipe(run: RunFolder, asked: dict[str, Any], asked_hash: str) -> None:
+    """A resume is asked for with the recipe the run began with, or with the run's own recipe file."""
+    own = run.recipe()
+    if own["name"] != asked.get("name"):
+        raise Refusal(f"run '{run.name}' was trained with recipe {own['name']}, not {asked.get('name')}; give that one")
+    if asked_hash != run.facts().get("asked", asked_hash) and asked != own:
+        raise Refusal(
+            f"recipe {own['name']} changed since run '{run.name}' began; resume with {run.recipe_file} "
+            "(and --set for what may change), or give --name for a new run"
+        )
+
+
 def refuse_other_text(run: RunFolder, prepared: Prepared) -> None:
     """The text and tokenizer must be those the run began with, wherever they lie now."""
     before = run.facts()

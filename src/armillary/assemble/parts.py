@@ -15,7 +15,7 @@ from armillary.refusal import Refusal
 
 @dataclass(frozen=True)
 class Parts:
-    """A recipe and what it names. sources: one a corpus; empty where packed artefacts are given instead."""
+    """A recipe, every default of its parts filled in, and the parts it names. sources: one a corpus."""
 
     recipe: Recipe
     folders: tuple[Path, ...]
@@ -36,6 +36,10 @@ def resolve(raw: Mapping[str, Any]) -> Parts:
     def make(room: str, choice: Choice) -> Any:
         return registry.make(room, choice.name, choice.fields, folders)
 
+    def whole(part: Any, choice: Choice) -> Choice:
+        # Fields that only say where text lies are left out of a dump; the recipe keeps what it said of them.
+        return Choice(name=choice.name, **{**part.model_dump(mode="json"), **choice.fields})
+
     backbone: BackbonePart = make("backbones", checked.model.backbone)
     window = checked.packing.window
     if backbone.max_length is not None and backbone.max_length < window:
@@ -43,48 +47,52 @@ def resolve(raw: Mapping[str, Any]) -> Parts:
             f"recipe {checked.name}: packing.window is {window}, and model.backbone.max_length {backbone.max_length}; "
             f"set model.backbone.max_length={window}"
         )
-    schedule = make("training/schedules", checked.training.schedule)
-    schedule.check(checked.training.steps)
-    return Parts(
-        recipe=checked,
-        folders=folders,
-        sources={name: make("text/sources", corpus.source) for name, corpus in checked.corpora.items()},
-        tokenizer=make("tokens/tokenizers", checked.tokenizer),
-        backbone=backbone,
-        objective=make("objectives", checked.objective),
-        optimizer=make("training/optimizers", checked.training.optimizer),
-        schedule=schedule,
-        sampler=make("samplers", checked.sampling.sampler),
-    )
+    training, sampling = checked.training, checked.sampling
+    schedule = make("training/schedules", training.schedule)
+    schedule.check(training.steps)
+    sources = {name: make("text/sources", corpus.source) for name, corpus in checked.corpora.items()}
+    tokenizer = make("tokens/tokenizers", checked.tokenizer)
+    objective = make("objectives", checked.objective)
+    optimizer = make("training/optimizers", training.optimizer)
+    sampler = make("samplers", sampling.sampler)
+    filled = {
+        "corpora": {
+            n: c.model_copy(update={"source": whole(sources[n], c.source)}) for n, c in checked.corpora.items()
+        },
+        "tokenizer": whole(tokenizer, checked.tokenizer),
+        "model": checked.model.model_copy(update={"backbone": whole(backbone, checked.model.backbone)}),
+        "objective": whole(objective, checked.objective),
+        "training": training.model_copy(
+            update={"optimizer": whole(optimizer, training.optimizer), "schedule": whole(schedule, training.schedule)}
+        ),
+        "sampling": sampling.model_copy(update={"sampler": whole(sampler, sampling.sampler)}),
+    }
+    complete = checked.model_copy(update=filled)
+    return Parts(complete, folders, sources, tokenizer, backbone, objective, optimizer, schedule, sampler)
 
 
 def with_data(raw: Mapping[str, Any], data: Path) -> dict[str, Any]:
-    """The recipe reading its one corpus from `data`.
-
-    The recipe's own source is kept where it finds its text there (WikiText's files, say); otherwise it is `files`.
-    """
-    if not data.exists():
-        raise Refusal(f"--data {data}: no such file or folder")
+    """The recipe reading its one corpus from `data`."""
     corpora = raw.get("corpora", {})
     if len(corpora) != 1:
-        raise Refusal(
-            f"--data: the recipe has {len(corpora)} corpora; set each one, as --set corpora.NAME.source.path=…"
-        )
+        raise Refusal(f"--data: the recipe has {len(corpora)} corpora; set each: --set corpora.NAME.source.path=…")
     ((name, corpus),) = corpora.items()
-    own = corpus.get("source", {})
-    for source in ({**own, "path": str(data)}, {"name": "files", "path": str(data)}):
-        if source.get("name") == "files" or _finds_text(source, raw.get("parts", [])):
-            return recipe.merge(raw, {"corpora": {name: {"source": source}}})
-    raise AssertionError("the files source is always tried")
+    source = source_of(data, corpus.get("source", {}), raw.get("parts", []))
+    return recipe.merge(raw, {"corpora": {name: {"source": source}}})
 
 
-def _finds_text(source: Mapping[str, Any], folders: Sequence[str]) -> bool:
-    fields = {key: value for key, value in source.items() if key != "name"}
-    try:
-        registry.make("text/sources", source["name"], fields, [Path(f) for f in folders]).fingerprint()
-    except Refusal:
-        return False
-    return True
+def source_of(data: Path, own: Mapping[str, Any], folders: Sequence[str]) -> dict[str, Any]:
+    """The source that reads `data`: the recipe's own where it finds its text there (WikiText's files), else `files`."""
+    if not data.exists():
+        raise Refusal(f"--data {data}: no such file or folder")
+    here = {**own, "path": str(data)}
+    fields = {key: value for key, value in here.items() if key != "name"}
+    if own.get("name") != "files":
+        try:
+            registry.make("text/sources", own["name"], fields, [Path(f) for f in folders]).fingerprint()
+        except Refusal:
+            return {"name": "files", "path": str(data)}
+    return here
 
 
 def artefact_kind(path: Path) -> str | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from armillary import artefact
-from armillary.assemble import build
+from armillary.assemble import build, stages
 from armillary.assemble.parts import Parts
 from armillary.assemble.stages import Given
 from armillary.contracts import Batch
@@ -54,16 +56,24 @@ def plan(parts: Parts, n_vocab: int, training_tokens: int | None, *, measured: b
     return facts
 
 
-def known_sizes(parts: Parts, use: Given) -> tuple[int, int | None]:
-    """(vocabulary, tokens of the training split): of the packed set where one is given, else what the recipe says."""
+def known_sizes(parts: Parts, use: Given, has_text: bool) -> tuple[int, int | None]:
+    """(vocabulary, tokens of the training split, None where there is no text).
+
+    A text is packed in a temporary folder, which is what it takes to know both; nothing is left behind.
+    """
     if use.packed is not None:
         about = artefact.read(use.packed, "packed").about
         return about["n_vocab"], about["splits"]["train"]["n_tokens"]
+    if has_text or use.corpus is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            prepared = stages.prepare(parts, Path(folder), lambda line: None, use)
+            n_tokens = sum(packed.about["splits"]["train"]["n_tokens"] for packed in prepared.packed.values())
+            return prepared.tokenizer.tokenizer.n_vocab, n_tokens
     if use.tokenizer is not None:
         return tokenizers.load(use.tokenizer, part_folders=parts.folders).tokenizer.n_vocab, None
     planned = parts.tokenizer.planned_vocabulary
     if planned is None:
-        raise Refusal("plan: this tokenizer's vocabulary is known after training; train it and give it as --tokenizer")
+        raise Refusal("plan: this tokenizer's vocabulary is known after training; give a text as --data")
     return planned, None
 
 
@@ -76,8 +86,18 @@ def flops_per_token(inner: int, n_vocab: int, backbone: Any) -> Any:
     return lambda length: 2 * (inner + n_vocab * backbone.width) + 2 * layers * backbone.width * length
 
 
-def seconds_per_row(parts: Parts, n_vocab: int, n_rows: int) -> tuple[float, int]:
-    """(seconds of a row in an optimizer step, bytes kept for its backward pass), from a few steps on random tokens."""
+@dataclass(frozen=True)
+class Measured:
+    """seconds: median of an optimizer step. kept_bytes: for its backward pass, beside the weights."""
+
+    n_rows: int
+    seconds: float
+    kept_bytes: int
+    optimizer_bytes: int
+
+
+def measure_steps(parts: Parts, n_vocab: int, n_rows: int) -> Measured:
+    """A few optimizer steps of n_rows rows of random tokens, eager, on a network of their own."""
     accelerator = distribution.join(parts.recipe.training.device)
     settings = parts.recipe.training.model_copy(
         update={"steps": 4, "batch_rows": n_rows, "batch_tokens": None, "accumulation": 1, "compile": False}
@@ -97,29 +117,31 @@ def seconds_per_row(parts: Parts, n_vocab: int, n_rows: int) -> tuple[float, int
         next(happening)
     seconds = statistics.median(step.seconds for step in happening)
     weights = {p.untyped_storage().data_ptr() for p in learner.network.parameters()}
-    activations = sum(size for pointer, size in kept.items() if pointer not in weights)
-    return seconds / n_rows, activations // n_rows
+    state = sum(t.numel() * t.element_size() for t in learner.optimizers.state_tensors().values())
+    return Measured(n_rows, seconds, sum(n for pointer, n in kept.items() if pointer not in weights), state)
 
 
 def _measured(parts: Parts, n_vocab: int, parameters: int, flops_per_row: float) -> dict[str, Any]:
     rows = build.batch_rows(parts)
     micro = rows // parts.recipe.training.accumulation
     n_rows = max(1, min(micro, int(MEASURED_FLOPS / flops_per_row)))
-    per_row, activation_bytes = seconds_per_row(parts, n_vocab, n_rows)
-    seconds = per_row * rows * parts.recipe.training.steps
+    small, large = (measure_steps(parts, n_vocab, n) for n in (n_rows, 2 * n_rows))
+    # What is kept has a part that grows with the rows and one that does not: weights cast to bf16, the head's gradient.
+    per_row = (large.kept_bytes - small.kept_bytes) / n_rows
+    kept = small.kept_bytes + per_row * (micro - n_rows)
     averages = 4 * parameters if parts.recipe.training.ema is not None else 0
+    memory = {
+        "weights": 4 * parameters,
+        "gradients": 4 * parameters,
+        "optimizer": large.optimizer_bytes,
+        "average": averages,
+        "activations": int(kept),
+    }
     return {
-        "tokens_per_second": parts.recipe.packing.window / per_row,
-        "seconds": seconds,
-        "memory_bytes": {
-            "weights": 4 * parameters,
-            "gradients": 4 * parameters,
-            "optimizer": 8 * parameters,
-            "average": averages,
-            "activations": activation_bytes * micro,
-            "total": 16 * parameters + averages + activation_bytes * micro,
-        },
-        "measured_on_rows": n_rows,
+        "tokens_per_second": parts.recipe.packing.window * large.n_rows / large.seconds,
+        "seconds": large.seconds / large.n_rows * rows * parts.recipe.training.steps,
+        "memory_bytes": memory | {"total": sum(memory.values())},
+        "measured_on_rows": large.n_rows,
     }
 
 

@@ -12,7 +12,7 @@ from armillary.model.network import LanguageNetwork
 from armillary.model.next_token import CachedNextToken
 from armillary.randomness import key
 from armillary.refusal import Refusal
-from armillary.samplers.left_to_right import Continuation, LeftToRight, generate
+from armillary.samplers.left_to_right import Continuation, LeftToRight
 
 
 def settings(
@@ -37,7 +37,7 @@ def settings(
             f"--max-new-tokens {max_new_tokens}: the model's context is {limit} tokens and the prompt takes {longest}; "
             f"ask for at most {room}"
         )
-    wanted = max_new_tokens if max_new_tokens is not None else parts.recipe.sampling.max_new_tokens
+    wanted = max_new_tokens if max_new_tokens is not None else part.max_new_tokens
     n_new = wanted if room is None else min(wanted, room)
     whole = {**part.model_dump(), **fields, "max_new_tokens": n_new}
     return registry.check(type(part), whole, "sample")
@@ -47,11 +47,11 @@ def continuations(
     network: LanguageNetwork,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
-    settings: LeftToRight,
+    sampler: LeftToRight,
     seed: int = 0,
 ) -> list[Continuation]:
     """One continuation a prompt; row i draws from (seed, i), whatever the others are."""
     rows = [[BOS, *tokenizer.encode(prompt)] for prompt in prompts]
-    capacity = max(len(row) for row in rows) + settings.max_new_tokens
+    capacity = max(len(row) for row in rows) + sampler.max_new_tokens
     view = CachedNextToken(network, len(rows), capacity)
-    return generate(view, rows, settings, [key(seed, "sample", i) for i in range(len(rows))], tokenizer)
+    return sampler.generate(view, rows, [key(seed, "sample", i) for i in range(len(rows))], tokenizer)

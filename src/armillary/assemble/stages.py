@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from armillary import artefact
+from armillary import artefact, registry
 from armillary.assemble import parts as parts_of
 from armillary.assemble.parts import Parts, artefact_kind
 from armillary.contracts import Source
@@ -58,6 +58,16 @@ def given(data: Path | None, tokenizer: Path | None) -> tuple[Path | None, Given
     )
 
 
+def refuse_absent(parts: Parts, use: Given, *, needs_text: bool) -> None:
+    """Raises Refusal before any stage runs where an artefact given is none, or a source cannot find its text."""
+    for path, kind in ((use.corpus, "corpus"), (use.tokenizer, "tokenizer"), (use.packed, "packed")):
+        if path is not None:
+            artefact.read(path, kind, verify=False)
+    if needs_text and use.corpus is None and use.packed is None:
+        for source in parts.sources.values():
+            source.fingerprint()
+
+
 def prepare(parts: Parts, root: Path, say: Say, use: Given | None = None) -> Prepared:
     """Runs the missing stages under ROOT/artefacts and opens what they made."""
     use = use or Given()
@@ -84,14 +94,19 @@ def reopen(run: RunFolder, parts: Parts, root: Path) -> Prepared:
 
 def other_text(run: RunFolder, parts: Parts, data: Path, root: Path, say: Say) -> Packed:
     """Another text packed as the run's own was, with the run's tokenizer: to measure a model away from home."""
-    text, use = given(data, run.tokenizer)
+    loaded = tokenizers.load(run.tokenizer, part_folders=parts.folders)
+    text, use = given(data, None)
     if use.packed is not None:
-        return open_packed(use.packed, tokenizers.load(run.tokenizer).sha256)
-    if text is not None:
-        raw = parts_of.with_data(parts.recipe.model_dump(mode="json"), text)
-        parts = parts_of.resolve(raw)
-    corpus = next(iter(build_corpora(parts, root, say, use).values()))
-    return pack_corpus(parts, root, say, corpus, build_tokenizer(parts, root, say, use, []))
+        return open_packed(use.packed, loaded.sha256)
+    if use.corpus is not None:
+        return pack_corpus(parts, root, say, corpora.open_corpus(use.corpus), loaded)
+    assert text is not None
+    own = next(iter(parts.recipe.corpora.values()))
+    source = parts_of.source_of(text, own.source.model_dump(), parts.recipe.parts)
+    name = source.pop("name")
+    part = registry.make("text/sources", name, source, parts.folders)
+    corpus = build_corpus(name, part, own.validation_fraction, root, say)
+    return pack_corpus(parts, root, say, corpus, loaded)
 
 
 def build_corpora(parts: Parts, root: Path, say: Say, use: Given) -> dict[str, Corpus]:
@@ -109,7 +124,7 @@ def build_corpora(parts: Parts, root: Path, say: Say, use: Given) -> dict[str, C
 def build_corpus(source_name: str, source: Source, validation_fraction: float, root: Path, say: Say) -> Corpus:
     corpus = corpora.build(_label(source_name, source), source, validation_fraction, root / "artefacts", say)
     facts = [f"{split} {corpus.facts(split).n_bytes:,} bytes" for split in corpus.splits]
-    say(f"corpus {corpus.folder.name}: {', '.join(facts)}")
+    say(f"corpus {corpus.folder.name} ({source_name}): {', '.join(facts)}")
     return corpus
 
 
@@ -151,12 +166,14 @@ def _from_packed(parts: Parts, use: Given, root: Path) -> Prepared:
     wanted = manifest.about["tokenizer_sha256"]
     folder = use.tokenizer or _tokenizer_with(wanted, root)
     loaded = tokenizers.load(folder, expected_sha256=wanted, part_folders=parts.folders)
-    packing = parts.recipe.packing
-    if manifest.about["window"] != packing.window:
+    if len(parts.recipe.corpora) != 1:
         raise Refusal(
-            f"{use.packed}: has windows of {manifest.about['window']} tokens, the recipe {packing.window}; "
-            f"set packing.window={manifest.about['window']} or pack again"
+            f"--data {use.packed}: one packed set is given, the recipe has {len(parts.recipe.corpora)} corpora"
         )
+    for key, asked in parts.recipe.packing.model_dump().items():
+        has = manifest.about["packing"][key]
+        if has != asked:
+            raise Refusal(f"{use.packed}: packing.{key} is {has}, the recipe's {asked}; set it to {has} or pack again")
     return Prepared(loaded, {next(iter(parts.recipe.corpora)): open_packed(use.packed, loaded.sha256)})
 
 
@@ -178,4 +195,4 @@ def _label(source_name: str, source: Any) -> str:
     """A name a person recognises: the text's file or folder, else the source's name."""
     path = getattr(source, "path", None)
     stem = Path(path).resolve().name.split(".")[0] if isinstance(path, str) else source_name
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or source_name
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_") or source_name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from armillary import recipe as recipes
-from armillary.assemble import build, parts, planning, stages
+from armillary.assemble import build, parts, planning, stages, tracking
+from armillary.assemble import facts as facts_of
 from armillary.assemble.parts import Parts
 from armillary.assemble.stages import Given, Prepared
 from armillary.assemble.training_run import TrainingRun
+from armillary.records import fingerprint
 from armillary.refusal import Refusal
 from armillary.run_folder import RunFolder
 from armillary.training import distribution
@@ -45,6 +48,7 @@ class Checked:
     given: Given
     run: RunFolder
     continues: bool
+    asked_recipe: str
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -56,23 +60,27 @@ class Checked:
 
 
 def check(request: Request) -> Checked:
-    """Raises Refusal for an unknown recipe or key, a text that is not there, or a run that exists already."""
-    raw = recipes.raw(request.recipe, request.overrides)
-    run = RunFolder(request.root / "runs" / (request.name or str(raw.get("name", request.recipe))))
+    """Raises Refusal for an unknown recipe or key, text or artefacts that are not there, or a run that exists."""
+    asked = recipes.raw(request.recipe)
+    name = request.name or str(asked.get("name", request.recipe))
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise Refusal(f"--name {name}: it becomes a folder; use letters, digits, dot, dash and underscore")
+    run = RunFolder(request.root / "runs" / name)
     continues = run.exists() and request.resumes
     if run.exists() and not request.resumes:
         raise Refusal(f"run '{run.name}' exists; add --resume auto to go on with it, or --name for a new one")
     if continues:
-        own = run.recipe()
-        if own["name"] != raw.get("name"):
-            raise Refusal(
-                f"run '{run.name}' was trained with recipe {own['name']}, not {raw.get('name')}; give that one"
-            )
-        raw = recipes.override(own, request.overrides)
+        facts_of.refuse_edited_recipe(run, asked, fingerprint(asked))
+        if request.minutes is not None:
+            raise Refusal("--minutes sets the steps of a new run; this one goes on, set --steps instead")
+    raw = recipes.override(run.recipe() if continues else asked, request.overrides)
     text, given = stages.given(request.data, request.tokenizer)
     if text is not None:
         raw = parts.with_data(raw, text)
-    return Checked(request, parts.resolve(raw), given, run, continues)
+    found = parts.resolve(raw)
+    tracking.refuse_missing(found.recipe.training.track)
+    stages.refuse_absent(found, given, needs_text=not continues or text is not None)
+    return Checked(request, found, given, run, continues, fingerprint(asked))
 
 
 def start(checked: Checked, say: Callable[[str], None]) -> TrainingRun:
@@ -85,12 +93,10 @@ def start(checked: Checked, say: Callable[[str], None]) -> TrainingRun:
     distribution.share(accelerator, build.batch_rows(found), found.recipe.training.accumulation)
     with accelerator.main_process_first():
         prepared = _prepare(checked, say)
-    if request.minutes is not None and not checked.continues:
+    if request.minutes is not None:
         found = with_minutes(found, prepared, request.minutes)
         say(f"{request.minutes:g} minutes are about {found.recipe.training.steps:,} steps")
-    elif request.minutes is not None:
-        raise Refusal("--minutes sets the steps of a new run; this one goes on, set --steps instead")
-    return TrainingRun(found, prepared, checked.run, accelerator)
+    return TrainingRun(found, prepared, checked.run, accelerator, checked.asked_recipe)
 
 
 def with_minutes(found: Parts, prepared: Prepared, minutes: float) -> Parts:
@@ -99,7 +105,7 @@ def with_minutes(found: Parts, prepared: Prepared, minutes: float) -> Parts:
         raise Refusal(f"--minutes {minutes:g}: must be more than 0")
     rows = build.batch_rows(found)
     micro = max(1, rows // found.recipe.training.accumulation)
-    per_row, _ = planning.seconds_per_row(found, prepared.tokenizer.tokenizer.n_vocab, micro)
+    per_row = planning.measure_steps(found, prepared.tokenizer.tokenizer.n_vocab, micro).seconds / micro
     # Every rank has timed itself; all take the count of the first.
     (steps,) = broadcast_object_list([max(1, int(60 * OVERHEAD * minutes / (per_row * rows)))])
     raw = recipes.merge(found.recipe.model_dump(mode="json"), {"training": {"steps": steps}})

@@ -1,10 +1,11 @@
 """The caller of the loop: validates, samples, keeps the best, saves, stops when asked, resumes.
 
-A generator of what happens; whoever calls it draws the screen. Everything it yields is on disk already.
+A generator of what happens; whoever calls it draws the screen.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from accelerate import Accelerator
 
 from armillary.assemble import build, tracking
 from armillary.assemble import facts as facts_of
-from armillary.assemble.interruption import wishes
+from armillary.assemble.interruption import Wish, wishes
 from armillary.assemble.parts import Parts
 from armillary.assemble.sampling import continuations, settings
 from armillary.assemble.stages import Prepared
@@ -25,7 +26,8 @@ from armillary.contracts import Network
 from armillary.evaluation.likelihood import Ranks, Windowing, measure
 from armillary.model.network import LanguageNetwork
 from armillary.records import Note, Sample, Step, Validation
-from armillary.run_folder import RunFolder, now
+from armillary.refusal import Refusal
+from armillary.run_folder import RunFolder, now, write_text
 from armillary.system import describe
 from armillary.tokens import tokenizer as tokenizers
 from armillary.training import checkpoints, distribution, precision
@@ -47,8 +49,13 @@ class Standing:
 class TrainingRun:
     """One attempt at a run. `happenings()` is the whole of it."""
 
-    def __init__(self, parts: Parts, prepared: Prepared, run: RunFolder, accelerator: Accelerator) -> None:
+    def __init__(
+        self, parts: Parts, prepared: Prepared, run: RunFolder, accelerator: Accelerator, asked_recipe: str = ""
+    ) -> None:
+        """asked_recipe: fingerprint of the recipe as its file has it, so that a resume notices an edited one."""
         self.parts, self.prepared, self.run, self.accelerator = parts, prepared, run, accelerator
+        self.asked_recipe = asked_recipe
+        self.tracker = tracking.Tracker()
         self.settings = parts.recipe.training
         self.is_main = accelerator.is_main_process
         self.standing = Standing()
@@ -71,78 +78,95 @@ class TrainingRun:
         if self.run.exists():
             facts_of.refuse_other_recipe(self.run, self.parts.recipe)
             facts_of.refuse_other_text(self.run, self.prepared)
+        self._refuse_idle_options()
+        tokenizer = self.prepared.tokenizer.tokenizer
+        self.sampler = settings(self.parts, tokenizer, self.parts.recipe.sampling.prompts, {})
         device = self.accelerator.device
-        learner = build.learner(self.parts, self.prepared.tokenizer.tokenizer.n_vocab, device)
+        learner = build.learner(self.parts, tokenizer.n_vocab, device)
         course = build.course(self.parts, self.prepared.packed, device)
-        lock = self.run.lock() if self.is_main else None
-        if lock is not None:
-            lock.__enter__()
-        try:
+        with contextlib.ExitStack() as stack:
+            self._lock(stack)
             notes = self._begin(learner, course, command)
-            with wishes() as wish, precision.deterministic(self.settings.deterministic):
-                yield from notes
-                yield from self._train(learner, course, wish)
-        finally:
-            if lock is not None:
-                lock.__exit__(None, None, None)
+            wish = stack.enter_context(wishes())
+            stack.enter_context(precision.deterministic(self.settings.deterministic))
+            yield from notes
+            yield from self._train(learner, course, wish)
+
+    def _refuse_idle_options(self) -> None:
+        has_validation = "validation" in next(iter(self.prepared.packed.values())).splits
+        if self.settings.early_stop is not None and not has_validation:
+            raise Refusal("training.early_stop: this corpus has no validation split to judge by; leave it out")
+
+    def _lock(self, stack: contextlib.ExitStack) -> None:
+        """Only the main process holds the lock; where it cannot, every rank is refused."""
+        refusal = None
+        if self.is_main:
+            try:
+                stack.enter_context(self.run.lock())
+            except Refusal as found:
+                refusal = found
+        if distribution.any_of(self.accelerator, refusal is not None):
+            raise refusal or Refusal(f"{self.run.path}: another process is writing to this run")
 
     def _begin(self, learner: Learner, course: Course, command: str | None) -> list[Note]:
-        notes: list[Note] = []
         facts = self.run.facts()
         self.attempt = facts.get("attempt", -1) + 1
-        if self.run.exists():
-            rejected: list[str] = []
-            newest = checkpoints.newest_valid(self.run, rejected)
-            notes += [self._note(0, "checkpoint_rejected", why) for why in rejected]
-            if newest is not None:
-                self.standing = Standing(**checkpoints.load(learner, newest))
-            notes.append(self._note(learner.step, "resumed", f"from {newest.name if newest else 'the beginning'}"))
-            changes = {
-                "system_changed": facts_of.changed_system(facts.get("system", {}), self._system(course)),
-                "steps_changed": facts_of.changed_steps(facts.get("steps"), self.settings.steps),
-            }
-            notes += [self._note(learner.step, event, detail) for event, detail in changes.items() if detail]
+        notes = self._go_on(learner, course, facts) if self.run.exists() else []
         self.accelerator.wait_for_everyone()  # nobody may still be reading what is written now
         if self.is_main:
             tokenizers.copy(self.prepared.tokenizer, self.run.tokenizer)
-            self.run.recipe_file.write_text(self.parts.recipe.as_yaml(), encoding="utf-8")
             told = facts_of.new_facts(self.parts, self.prepared, cast(LanguageNetwork, learner.network), facts)
             commands = [*facts.get("commands", []), *([command] if command else [])]
-            whole = told | {"name": self.run.name, "attempt": self.attempt, "commands": commands}
-            self.run.update_facts(**whole, system=self._system(course))
+            own = {"name": self.run.name, "attempt": self.attempt, "commands": commands, "asked": self.asked_recipe}
+            self.run.update_facts(**told | own, system=self._system(course))
+            write_text(self.run.recipe_file, self.parts.recipe.as_yaml())  # last: with it the run exists
         self.accelerator.wait_for_everyone()
         return notes
 
-    def _train(self, learner: Learner, course: Course, wish: Any) -> Iterator[Happening]:
-        asked_for, tracks = self.settings, []
-        close = lambda: None  # noqa: E731
+    def _go_on(self, learner: Learner, course: Course, facts: dict[str, Any]) -> list[Note]:
+        rejected: list[str] = []
+        newest = checkpoints.newest_valid(self.run, rejected)
+        notes = [self._note(0, "checkpoint_rejected", why) for why in rejected]
+        if newest is not None:
+            self.standing = Standing(**checkpoints.load(learner, newest))
         if self.is_main:
-            tracks, close = tracking.open_trackers(asked_for.track, self.run)
+            checkpoints.sweep(self.run, learner.step)
+            self.run.mark_resumed(learner.step, self.attempt)
+        notes.append(self._note(learner.step, "resumed", f"from {newest.name if newest else 'the beginning'}"))
+        changes = {
+            "system_changed": facts_of.changed_system(facts.get("system", {}), self._system(course)),
+            "steps_changed": facts_of.changed_steps(facts.get("steps"), self.settings.steps),
+        }
+        return notes + [self._note(learner.step, event, detail) for event, detail in changes.items() if detail]
+
+    def _train(self, learner: Learner, course: Course, wish: Wish) -> Iterator[Happening]:
+        training = self.settings
         started, spent = time.perf_counter(), self.run.facts().get("training_seconds", 0.0)
-        saved = learner.step if self.run.checkpoint_steps() else None
         try:
+            if self.is_main:
+                self.tracker = tracking.open_trackers(training.track, self.run)
+            if self._ends_early():  # a run that had ended is resumed: it has nothing left to do
+                self.state = "finished"
+                return
             for step in steps(learner, course, self.accelerator):
-                is_last = step.step == asked_for.steps
-                self._record(step, tracks, is_last)
+                is_last = step.step == training.steps
+                self._record(step, is_last)
                 yield step
                 if not step.is_applied:
                     yield self._note(step.step, "step_rolled_back", "loss or gradient not finite; weights kept")
                 asked = self._asked(wish)
-                is_best = False
-                if (step.step % asked_for.validate_every == 0 or is_last) and not asked:
-                    for validation in self._validate(learner):
-                        is_best |= validation.is_best
-                        yield validation
-                if asked_for.sample_every and (step.step % asked_for.sample_every == 0 or is_last) and not asked:
+                is_judged = is_last or step.step % training.validate_every == 0
+                validations = list(self._validate(learner)) if is_judged else []
+                yield from validations
+                is_due = training.sample_every and (step.step % training.sample_every == 0 or is_last)
+                if is_due and not asked:
                     yield from self._sample(learner)
                 ends_early = self._ends_early()
-                if is_best or is_last or asked or ends_early or step.step % asked_for.checkpoint_every == 0:
-                    self._save(learner)
-                    saved = step.step
-                if self.is_main and saved == step.step:
-                    self.run.update_facts(training_seconds=spent + time.perf_counter() - started)
+                is_best = any(v.is_best for v in validations)
+                if is_best or is_last or asked or ends_early or step.step % training.checkpoint_every == 0:
+                    self._save(learner, spent + time.perf_counter() - started)
                 if asked or ends_early:
-                    self.state = "interrupted" if asked else "finished"
+                    self.state = "interrupted" if asked and not is_last else "finished"
                     reason = ("interrupted", asked) if asked else ("early_stop", self._patience_spent())
                     yield self._note(step.step, *reason)
                     break
@@ -153,19 +177,15 @@ class TrainingRun:
             self._note(learner.step, "non_finite", str(error))
             raise
         finally:
-            close()
+            self.tracker.close()
             if self.is_main:
                 ended = {"finished": now()} if self.state == "finished" else {}
-                state = "interrupted" if self.state == "running" else self.state
-                self.run.update_facts(state=state, **ended)
+                self.run.update_facts(state="interrupted" if self.state == "running" else self.state, **ended)
 
-    def _record(self, step: Step, tracks: list[tracking.Track], is_last: bool) -> None:
-        if not self.is_main or not (step.step % self.settings.log_every == 0 or is_last or not step.is_applied):
-            return
-        record = asdict(step) | {"kind": "train", "attempt": self.attempt}
-        self.run.append("metrics.jsonl", record)
-        for track in tracks:
-            track(step.step, {k: v for k, v in asdict(step).items() if isinstance(v, float)})
+    def _record(self, step: Step, is_last: bool) -> None:
+        if self.is_main and (step.step % self.settings.log_every == 0 or is_last or not step.is_applied):
+            self.run.append("metrics.jsonl", asdict(step) | {"kind": "train", "attempt": self.attempt})
+            self.tracker.track(step.step, asdict(step), "train")
 
     def _validate(self, learner: Learner) -> Iterator[Validation]:
         """On every corpus that has a validation split; the first one judges which checkpoint is best."""
@@ -182,7 +202,7 @@ class TrainingRun:
                 found = measure(cast(Network, network), learner.objective, text, windowing, self._ranks()).likelihood
             loss = found.nats / found.n_tokens
             best = self.standing.best_loss
-            is_best = judges and (best is None or loss < best)
+            is_best = judges and math.isfinite(loss) and (best is None or loss < best)
             if judges:
                 self._judge(learner.step, loss, is_best)
             judges = False
@@ -197,6 +217,7 @@ class TrainingRun:
             )
             if self.is_main:
                 self.run.append("metrics.jsonl", asdict(validation) | {"kind": "validation", "attempt": self.attempt})
+                self.tracker.track(learner.step, asdict(validation), f"validation/{name}")
                 if is_best:
                     self.run.update_facts(best_bits_per_byte=found.bits_per_byte, best_loss=loss)
             yield validation
@@ -212,27 +233,25 @@ class TrainingRun:
         if not self.is_main:
             return
         tokenizer = self.prepared.tokenizer.tokenizer
-        chosen = settings(self.parts, tokenizer, sampling.prompts, {})
         with learner.at_its_best() as network:
-            texts = continuations(cast(LanguageNetwork, network), tokenizer, sampling.prompts, chosen)
+            texts = continuations(cast(LanguageNetwork, network), tokenizer, sampling.prompts, self.sampler)
         for prompt, found in zip(sampling.prompts, texts, strict=True):
             sample = Sample(learner.step, prompt, found.text, found.finish)
             self.run.append("samples/samples.jsonl", asdict(sample) | {"attempt": self.attempt})
             yield sample
 
-    def _save(self, learner: Learner) -> None:
+    def _save(self, learner: Learner, training_seconds: float) -> None:
         if self.is_main:
             checkpoints.save(learner, self.run.checkpoint(learner.step), asdict(self.standing))
-            self.run.update_facts(best_step=self.standing.best_step)
+            self.run.update_facts(best_step=self.standing.best_step, training_seconds=training_seconds)
             checkpoints.prune(self.run, self.settings.keep_checkpoints, self.standing.best_step)
         self.accelerator.wait_for_everyone()
 
-    def _asked(self, wish: Any) -> str | None:
+    def _asked(self, wish: Wish) -> str | None:
         """Which signal asked to stop. All ranks stop at the same step, so they agree on it at every step."""
-        if self.accelerator.num_processes == 1:
-            return wish.signal_name
-        flag = torch.tensor([float(wish.signal_name is not None)], device=self.accelerator.device)
-        return (wish.signal_name or "another rank") if float(distribution.total(self.accelerator, flag)) else None
+        if not distribution.any_of(self.accelerator, wish.signal_name is not None):
+            return None
+        return wish.signal_name or "a signal to another rank"
 
     def _ends_early(self) -> bool:
         patience = self.settings.early_stop

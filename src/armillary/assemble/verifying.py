@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from armillary import artefact
 from armillary.assemble import build, stages
 from armillary.assemble.build import OpenModel
-from armillary.contracts import BOS, Layout
+from armillary.contracts import Layout
 from armillary.refusal import Refusal
 from armillary.run_folder import open_run
-from armillary.tokens.packed import PackedSplit
+from armillary.tokens.batches import Batches
 
 TOLERANCE = 1e-5
 
@@ -42,8 +42,8 @@ def verify(path: str, root: Path, *, behaviour: bool) -> list[Check]:
     checks = [_against_manifest(folder) for folder in folders]
     if behaviour:
         model = build.open_model(run, device="cpu")
-        packed = next(iter(stages.reopen(run, model.parts, root).packed.values()))
-        checks += _behaviour(model, packed.split("train"))
+        packed = stages.reopen(run, model.parts, root).packed
+        checks += _behaviour(model, build.batches(model.parts, packed))
     return checks
 
 
@@ -57,14 +57,13 @@ def _against_manifest(folder: Path) -> Check:
 
 
 @torch.inference_mode()
-def _behaviour(model: OpenModel, train: PackedSplit) -> Iterator[Check]:
-    rows = torch.from_numpy(np.asarray(train.rows(np.arange(min(4, train.n_rows)))))
-    inputs, targets = rows[:, :-1], rows[:, 1:]
+def _behaviour(model: OpenModel, batches: Batches) -> Iterator[Check]:
+    batch = batches.at(0).rows(slice(0, 4))
+    inputs, targets, scored = batch.tokens[:, :-1], batch.tokens[:, 1:], batch.scored[:, 1:]
     log_p = model.network(inputs, Layout("causal"))
     wanted = (*inputs.shape, model.tokenizer.n_vocab)
     yield Check("shapes", tuple(log_p.shape) == wanted, f"log_p of {list(inputs.shape)} tokens is {list(log_p.shape)}")
-    sums = log_p.double().exp().sum(-1)
-    worst = float((sums - 1).abs().max())
+    worst = float((log_p.double().exp().sum(-1) - 1).abs().max())
     yield Check("probabilities", worst < 1e-4, f"sum to one within {worst:.1e}")
     middle = inputs.shape[1] // 2
     changed = inputs.clone()
@@ -73,13 +72,12 @@ def _behaviour(model: OpenModel, train: PackedSplit) -> Iterator[Check]:
     before, after = float(moved[:middle].max()), float(moved[middle:].max())
     detail = f"changing token {middle} moves log_p before it by {before:.1e}, from it on by up to {after:.1e}"
     yield Check("causality", before < TOLERANCE < after, detail)
-    is_shifted = bool((targets[:, :-1] == inputs[:, 1:]).all())
-    stream = np.asarray(train.tokens[: rows.shape[1]])
-    from_stream = bool((rows[0].numpy() == stream).all())
-    yield Check("shift", is_shifted and from_stream, "each target is the input one place further in the packed stream")
-    scored = targets != BOS
-    nll = -log_p.gather(2, targets[..., None])[..., 0][scored].mean()
-    same = -log_p.gather(2, inputs[..., None])[..., 0][scored].mean()
+    plain = dataclasses.replace(batch, segments=None, positions=None)
+    nats = model.parts.objective.score(model.network, plain, {})
+    by_hand = torch.where(scored, -log_p.gather(2, targets[..., None])[..., 0], 0.0)
+    gap = float((nats - by_hand).abs().max())
+    yield Check("shift", gap < 1e-3, f"the objective scores token t + 1 from those up to t, within {gap:.1e} nats")
+    nll, same = by_hand[scored].mean(), -log_p.gather(2, inputs[..., None])[..., 0][scored].mean()
     beyond = -log_p[:, :-1].gather(2, targets[:, 1:, None])[..., 0][scored[:, 1:]].mean()
     detail = f"nats/token of the next token {nll:.3f}, of the same one {same:.3f}, of the one after next {beyond:.3f}"
     # Labels shifted twice would make the one after next likelier; labels not shifted at all, the same one. In a text

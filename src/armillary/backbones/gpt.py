@@ -68,21 +68,27 @@ class GptBackbone(nn.Module):
         condition: Float[Tensor, "..."] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "B L D"]:
+        self._refuse_longer(x.shape[1] // 2 if layout.direction == "blocks" else x.shape[1])
+        if condition is not None:
+            x = x + condition
         sight = look(layout, x.shape[1], x.device, cache)
-        if sight.positions.shape[1] > self.shape.max_length:
-            raise Refusal(
-                f"a row of {sight.positions.shape[1]} tokens, and {self.shape.max_length} positions are learned; "
-                "set model.backbone.max_length to the longest row"
-            )
         x = x + self.position_embedding(sight.positions)
         x = self.blocks(self.drop(x), cache, sight)
         return self.norm(x)
 
     def allocate(self, n_rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype) -> DecodingCache:
+        self._refuse_longer(capacity)
         s = self.shape
         shape = (n_rows, s.n_heads, capacity, s.d_model // s.n_heads)
         layers = [AttentionState.allocate(shape, device=device, dtype=dtype) for _ in range(s.n_layers)]
         return DecodingCache.of(layers, n_rows, capacity)
+
+    def _refuse_longer(self, length: int) -> None:
+        if length > self.shape.max_length:
+            raise Refusal(
+                f"a row of {length} tokens, and {self.shape.max_length} positions are learned; "
+                "set model.backbone.max_length to the longest row"
+            )
 
 
 class _Block(nn.Module):

@@ -84,6 +84,8 @@ class LlamaBackbone(nn.Module):
         condition: Float[Tensor, "..."] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "B L D"]:
+        if condition is not None:
+            x = x + condition
         sight = look(layout, x.shape[1], x.device, cache)
         turn = rotation(sight.positions, self.shape.d_model // self.shape.n_heads, self.shape.rope_theta)
         return self.norm(self.blocks(self.drop(x), cache, sight, turn))

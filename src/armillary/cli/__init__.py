@@ -21,13 +21,15 @@ def _one_line(message: Warning | str, category: type[Warning], *where: object) -
 def main(arguments: list[str] | None = None) -> None:
     """The entry of `armillary` and `python -m armillary`."""
     from armillary.cli.app import app
+    from armillary.cli.screen import is_main
 
     allocator.keep_memory()
     warnings.showwarning = _one_line
     try:
         app(args=arguments)
     except Refusal as refusal:
-        print(f"armillary: {' '.join(str(refusal).split())}", file=sys.stderr)
+        if is_main():
+            print(f"armillary: {' '.join(str(refusal).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("armillary: interrupted", file=sys.stderr)

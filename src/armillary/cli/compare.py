@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from armillary.cli.options import Checkpoint, Device, Json, LogLevel, Root
+from armillary.cli.options import Checkpoint, Device, DryRun, Json, LogLevel, Root, Set
 from armillary.cli.screen import Screen, show_json
 from armillary.refusal import Refusal
 
@@ -22,8 +21,10 @@ def compare(
     stride: Annotated[int | None, typer.Option(min=1, help="Tokens a window scores.")] = None,
     checkpoint: Checkpoint = "best",
     device: Device = "auto",
+    overrides: Set = None,
     root: Root = Path(),
     as_json: Json = False,
+    dry_run: DryRun = False,
     log_level: LogLevel = "info",
 ) -> None:
     """Paired differences with 95 % intervals over documents. Runs measured on other texts are refused."""
@@ -34,10 +35,13 @@ def compare(
     screen = Screen(log_level)
     if len(runs) < 2:
         raise Refusal("compare: give two runs or more")
-    folders = [open_run(run, root) for run in runs]
-    screen.say("measuring what was not measured yet")
-    models = [partial(build.open_model, folder, checkpoint, device) for folder in folders]
-    found = evaluating.compare(models, folders, evaluating.Wanted(split, window, stride, root=root)).as_json()
+    wanted = evaluating.Wanted(split, window, stride, root=root)
+    models = [build.open_model(open_run(run, root), checkpoint, device, overrides or []) for run in runs]
+    if dry_run:
+        rows = zip(runs, evaluating.stored(models, wanted), strict=True)
+        show_json([{"run": run, "scores": str(path), "is_measured": is_there} for run, (path, is_there) in rows])
+        return
+    found = evaluating.compare(models, wanted, screen.say).as_json()
     if as_json:
         show_json(found)
         return

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from armillary.cli.options import Json, Root
+from armillary.cli.options import Json, LogLevel, Root
 from armillary.cli.screen import show_json, table
 
 
-def doctor(root: Root = Path(), as_json: Json = False) -> None:
+def doctor(root: Root = Path(), as_json: Json = False, log_level: LogLevel = "info") -> None:
     """What this machine can do for a run, and what stands in its way."""
     from armillary import system
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from armillary.cli.options import Checkpoint, Data, Device, DryRun, Json, LogLevel, Root, RunName
+from armillary.cli.options import Checkpoint, Data, Device, DryRun, Json, LogLevel, Root, RunName, Set
 from armillary.cli.screen import Screen, show_json
 
 
@@ -20,23 +21,27 @@ def evaluate(
     data: Data = None,
     checkpoint: Checkpoint = "best",
     device: Device = "auto",
+    overrides: Set = None,
     root: Root = Path(),
     as_json: Json = False,
     dry_run: DryRun = False,
     log_level: LogLevel = "info",
 ) -> None:
-    """Scores every token of the split once. Writes the result into the run's evaluation folder."""
+    """Scores every token of the split once. Writes the result into the run's evaluation folder.
+
+    Another text (--data) without splits of its own is scored on the part held out of it.
+    """
     from armillary.assemble import build, evaluating, stages
     from armillary.run_folder import open_run
 
     screen = Screen(log_level)
-    folder = open_run(run, root)
-    model = build.open_model(folder, checkpoint, device)
-    packed = stages.other_text(model.run, model.parts, data, root, screen.say) if data is not None else None
-    wanted = evaluating.Wanted(split, window, stride, references, packed, root)
+    model = build.open_model(open_run(run, root), checkpoint, device, overrides or [])
+    wanted = evaluating.Wanted(split, window, stride, references, None, root)
     if dry_run:
-        show_json(evaluating.describe(model, wanted))
+        show_json(evaluating.describe(model, wanted) | {"data": str(data) if data is not None else None})
         return
+    if data is not None:
+        wanted = replace(wanted, packed=stages.other_text(model.run, model.parts, data, root, screen.say))
     results = evaluating.evaluate(model, wanted, lambda done, total: screen.progress("scored windows", done, total))
     screen.end_live()
     if as_json:

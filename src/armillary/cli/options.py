@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,17 @@ Set = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; progress goes to stderr.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.")]
-LogLevel = Annotated[Level, typer.Option(help="How much is said on stderr.")]
+
+
+def _hush(level: Level) -> Level:
+    if level == "quiet":
+        from armillary.refusal import ArmillaryWarning
+
+        warnings.simplefilter("ignore", ArmillaryWarning)
+    return level
+
+
+LogLevel = Annotated[Level, typer.Option(help="How much is said on stderr; quiet: only refusals.", callback=_hush)]
 Data = Annotated[Path | None, typer.Option(help="Your text (file or folder), or a corpus or packed artefact.")]
 TokenizerPath = Annotated[Path | None, typer.Option("--tokenizer", help="A tokenizer artefact to use instead.")]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name (see `recipes list`) or file.")]

@@ -21,14 +21,14 @@ def plan(
 ) -> None:
     """Parameters, tokens, arithmetic, memory, and time from a short measurement. Writes nothing.
 
-    With a packed artefact as --data it knows the vocabulary and the epochs; else it uses the recipe's vocabulary size.
+    Without data it uses the recipe's vocabulary size; with it, the real one, and tells the epochs.
     """
     from armillary.assemble import planning
     from armillary.cli.options import read_recipe
 
     screen = Screen(log_level)
     parts, given = read_recipe(recipe, overrides, data, tokenizer)
-    n_vocab, training_tokens = planning.known_sizes(parts, given)
+    n_vocab, training_tokens = planning.known_sizes(parts, given, data is not None)
     if measure:
         screen.say("measuring a few steps")
     facts = planning.plan(parts, n_vocab, training_tokens, measured=measure)

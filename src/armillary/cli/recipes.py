@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from armillary.cli.options import Json, RecipeName, Set
+from armillary.cli.options import Json, LogLevel, RecipeName, Set
 from armillary.cli.screen import show_json, table
 
 app = typer.Typer(help="Recipes that come with the package.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command("list")
-def list_(as_json: Json = False) -> None:
+def list_(as_json: Json = False, log_level: LogLevel = "info") -> None:
     """Names of the recipes, and what each is for."""
     from armillary import recipe
 
@@ -23,13 +23,13 @@ def list_(as_json: Json = False) -> None:
 
 
 @app.command()
-def show(name: RecipeName, overrides: Set = None, as_json: Json = False) -> None:
+def show(name: RecipeName, overrides: Set = None, as_json: Json = False, log_level: LogLevel = "info") -> None:
     """The whole recipe, after `extends` and --set, every default filled in."""
-    from armillary import recipe, registry
-    from armillary.recipe import Recipe
+    from armillary import recipe
+    from armillary.assemble import parts
 
-    checked = registry.check(Recipe, recipe.raw(name, overrides or []), f"recipe {name}")
+    complete = parts.resolve(recipe.raw(name, overrides or [])).recipe
     if as_json:
-        show_json(checked.model_dump(mode="json"))
+        show_json(complete.model_dump(mode="json"))
     else:
-        print(checked.as_yaml(), end="")
+        print(complete.as_yaml(), end="")

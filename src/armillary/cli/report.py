@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from armillary.cli.options import DryRun, Json, Root
+from armillary.cli.options import DryRun, Json, LogLevel, Root
 from armillary.cli.screen import show_json
 
 
@@ -18,6 +18,7 @@ def report(
     ] = None,
     root: Root = Path(),
     as_json: Json = False,
+    log_level: LogLevel = "info",
     dry_run: DryRun = False,
 ) -> None:
     """Curves, samples, results beside the baselines, what differs between recipes, and the commands to do it again."""

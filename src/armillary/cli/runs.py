@@ -6,14 +6,14 @@ from pathlib import Path
 
 import typer
 
-from armillary.cli.options import Json, Root, RunName
+from armillary.cli.options import Json, LogLevel, Root, RunName
 from armillary.cli.screen import show_json
 
 app = typer.Typer(help="Runs on disk.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command("list")
-def list_(root: Root = Path(), as_json: Json = False) -> None:
+def list_(root: Root = Path(), as_json: Json = False, log_level: LogLevel = "info") -> None:
     """Every run under ROOT/runs: how far it is, its size, its best figure."""
     from armillary.reporting.tables import as_markdown, runs_table
 
@@ -27,7 +27,7 @@ def list_(root: Root = Path(), as_json: Json = False) -> None:
 
 
 @app.command()
-def show(run: RunName, root: Root = Path(), as_json: Json = False) -> None:
+def show(run: RunName, root: Root = Path(), as_json: Json = False, log_level: LogLevel = "info") -> None:
     """The facts of a run, its checkpoints, events and results."""
     from armillary.run_folder import open_run
 

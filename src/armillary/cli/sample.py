@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from armillary.cli.options import Checkpoint, Device, Json, Root, RunName
-from armillary.cli.screen import show_json
+from armillary.cli.options import Checkpoint, Device, DryRun, Json, LogLevel, Root, RunName, Set
+from armillary.cli.screen import Screen, printable, show_json
 
 
 def sample(
@@ -25,14 +25,17 @@ def sample(
     stop: Annotated[list[str] | None, typer.Option(help="End before this string. Repeatable.")] = None,
     checkpoint: Checkpoint = "best",
     device: Device = "auto",
+    overrides: Set = None,
     root: Root = Path(),
     as_json: Json = False,
+    dry_run: DryRun = False,
+    log_level: LogLevel = "info",
 ) -> None:
     """Continues each prompt n times (from the beginning of a text where no prompt is given)."""
     from armillary.assemble import build, sampling
     from armillary.run_folder import open_run
 
-    model = build.open_model(open_run(run, root), checkpoint, device)
+    model = build.open_model(open_run(run, root), checkpoint, device, overrides or [])
     fields = {
         "temperature": temperature,
         "top_k": top_k,
@@ -44,6 +47,10 @@ def sample(
     given = {name: value for name, value in fields.items() if value is not None}
     prompts = [text for text in (prompt or [""]) for _ in range(n)]
     settings = sampling.settings(model.parts, model.tokenizer, prompts, given, max_new_tokens)
+    if dry_run:
+        show_json({"run": model.run.name, "step": model.step, "prompts": prompts, "settings": settings.model_dump()})
+        return
+    Screen(log_level).debug(f"{model.run.name}, step {model.step}, {model.network.n_vocab:,} tokens")
     found = sampling.continuations(model.network, model.tokenizer, prompts, settings, seed)
     if as_json:
         rows = [{"prompt": p, "text": c.text, "finish": c.finish, "n_tokens": c.n_tokens, "nats": -c.log_p}
@@ -52,4 +59,4 @@ def sample(
         return
     for index, (text, continuation) in enumerate(zip(prompts, found, strict=True)):
         rule = f"\n{'─' * 40}\n" if index else ""
-        print(f"{rule}{text}{continuation.text}")
+        print(f"{rule}{text}{printable(continuation.text)}")

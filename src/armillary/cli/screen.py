@@ -20,8 +20,7 @@ class Screen:
     """The main process draws; the other ranks are silent."""
 
     def __init__(self, level: Level = "info") -> None:
-        is_main = os.environ.get("RANK", "0") == "0"
-        self.level = level if is_main else "quiet"
+        self.level = level if is_main() else "quiet"
         self.is_live = sys.stderr.isatty()
         self._last_line = -math.inf
         self._has_live_line = False
@@ -29,6 +28,12 @@ class Screen:
     def say(self, line: str) -> None:
         if self.level != "quiet":
             self._clear()
+            print(line, file=sys.stderr, flush=True)
+
+    def insist(self, line: str) -> None:
+        """Said at every level: why something ended."""
+        self._clear()
+        if is_main():
             print(line, file=sys.stderr, flush=True)
 
     def debug(self, line: str) -> None:
@@ -59,11 +64,21 @@ class Screen:
             self._has_live_line = False
 
 
+def is_main() -> bool:
+    """Whether this is the process that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def show_json(value: Any) -> None:
     """The one document of stdout. Infinity and NaN are no JSON: they come as null."""
     from armillary.run_folder import finite
 
     print(json.dumps(finite(value), indent=2, ensure_ascii=False))
+
+
+def printable(text: str) -> str:
+    """Model text can hold anything: control characters would move the terminal's cursor."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def table(rows: list[tuple[str, str]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -44,7 +45,8 @@ def train(
         show_json(plan.as_json())
         return
     run = training.start(plan, screen.say)
-    command = shlex.join(["armillary", *sys.argv[1:]])
+    launcher = ["torchrun", "--nproc-per-node", os.environ["WORLD_SIZE"], "-m"] if "WORLD_SIZE" in os.environ else []
+    command = shlex.join([*launcher, "armillary", *sys.argv[1:]])
     outcome: dict[str, Any] = follow(run, screen, command)
     if as_json and run.is_main:
         show_json(outcome)

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from armillary.cli.screen import Screen, seconds
+from armillary.cli.screen import Screen, printable, seconds
 from armillary.records import Note, Sample, Step, Validation
 
 if TYPE_CHECKING:
@@ -22,46 +22,51 @@ def follow(run: TrainingRun, screen: Screen, command: str) -> dict[str, Any]:
     ratio = run.bits_per_byte_of_a_nat_per_token()
     try:
         for happening in run.happenings(command=command):
+            pace.count(happening)
             match happening:
                 case Step():
-                    screen.live(_step_line(happening, pace, ratio))
+                    line = _step_line(happening, pace, ratio)
+                    screen.live(line)
+                    screen.debug(line)
                 case Validation():
                     screen.say(_validation_line(happening))
                 case Sample():
-                    screen.say(f"  ┆ {happening.prompt}{_printable(happening.text)}")
+                    screen.say(f"  ┆ {happening.prompt}{printable(happening.text)}".replace("\n", " ⏎ "))
                 case Note():
                     screen.say(f"  {happening.event}: {happening.detail}")
-            pace.exclude(happening)
     except NonFinite as error:
-        screen.say(f"stopped: {error}")
+        screen.insist(f"armillary: stopped: {error}")
         sys.exit(1)
     screen.end_live()
     return run.run.facts()
 
 
 class _Pace:
-    """Tokens per second and the time left, from the steps of this attempt."""
+    """The time left, from the steps of this attempt and what was spent between them."""
 
     def __init__(self, n_steps: int) -> None:
         self.n_steps = n_steps
-        self.spent: list[float] = []
-        self.beside = 0.0
+        self.n_done = 0
+        self.steps: list[float] = []
+        self.between = 0.0
         self.mark = time.perf_counter()
 
-    def exclude(self, happening: object) -> None:
-        """Validation, samples and saving count towards the time left, not towards the speed."""
+    def count(self, happening: object) -> None:
+        """Validating, sampling and saving count towards the time left, not towards the speed."""
         now = time.perf_counter()
-        if isinstance(happening, Step):
-            self.spent = [*self.spent[-99:], happening.seconds]
-        else:
-            self.beside += now - self.mark
+        spent = now - self.mark
         self.mark = now
+        if isinstance(happening, Step):
+            self.n_done += 1
+            self.steps = [*self.steps[-99:], happening.seconds]
+            spent -= happening.seconds
+        self.between += max(0.0, spent)
 
     def left(self, step: Step) -> float:
-        if not self.spent:
+        if len(self.steps) < 2:
             return math.nan
-        typical = sorted(self.spent)[len(self.spent) // 2]
-        return (self.n_steps - step.step) * (typical + self.beside / max(1, step.step))
+        typical = sorted(self.steps)[len(self.steps) // 2]
+        return (self.n_steps - step.step) * (typical + self.between / self.n_done)
 
 
 def _step_line(step: Step, pace: _Pace, ratio: float | None) -> str:
@@ -80,9 +85,3 @@ def _validation_line(validation: Validation) -> str:
     bits = f" · {validation.bits_per_byte:.4f} bits/byte" if validation.bits_per_byte is not None else ""
     mark = " · best so far" if validation.is_best else ""
     return f"validation {validation.corpus} at step {validation.step:,}: {validation.loss:.4f} nats/token{bits}{mark}"
-
-
-def _printable(text: str) -> str:
-    """Model text can hold anything: control characters would move the terminal's cursor."""
-    one_line = text.replace("\n", " ⏎ ")
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in one_line)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from armillary.cli.options import Json, Root
+from armillary.cli.options import Json, LogLevel, Root
 from armillary.cli.screen import show_json
 
 
@@ -19,6 +19,7 @@ def verify(
     ] = False,
     root: Root = Path(),
     as_json: Json = False,
+    log_level: LogLevel = "info",
 ) -> None:
     """Every file's size and SHA-256; for a run, all of its checkpoints and its tokenizer. Exit status 1 on a fault."""
     from armillary.assemble import verifying

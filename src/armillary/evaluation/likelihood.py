@@ -68,7 +68,7 @@ def measure(
             continue
         rows = slice(first, first + windowing.batch_rows)
         starts, batch = _batch(part, ends, rows, isolated)
-        values = objective.score(network, batch.to(device), {}).double().cpu().numpy()
+        values = objective.score(network, batch.to(device), {}).cpu().double().numpy()
         scored = batch.scored[:, 1:].numpy()
         documents = part.document_of((starts[:, None] + 1 + np.arange(scored.shape[1]))[scored])
         np.add.at(sums[0], documents, values[scored])

@@ -35,6 +35,12 @@ class LeftToRight(Choosing):
             raise ValueError("an empty stop string would end every text at once; remove it")
         return stop
 
+    def generate(
+        self, view: NextToken, prompts: Sequence[Sequence[int]], seeds: Sequence[int], tokenizer: Tokenizer
+    ) -> list[Continuation]:
+        """One continuation a prompt, in order. See the function of that name."""
+        return generate(view, prompts, self, seeds, tokenizer)
+
 
 @dataclass(frozen=True)
 class Request:

@@ -69,10 +69,6 @@ class Batches:
         counts = self.mixture.counts(np.array([step * self.batch_rows], dtype=np.int64))[0]
         return dict(zip(self.sets, counts.tolist(), strict=True))
 
-    def epochs_at(self, step: int) -> dict[str, float]:
-        """Passes over each set before this step, fractions included."""
-        return {name: count / self.sets[name].n_rows for name, count in self.counts_before(step).items()}
-
     def _shuffled(self, name: str, n_rows: int, running: np.ndarray) -> np.ndarray:
         """The rows of a set that its running numbers stand for."""
         epochs, places = np.divmod(running, n_rows)

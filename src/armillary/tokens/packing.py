@@ -66,6 +66,7 @@ def pack(
         "n_vocab": tokenizer.n_vocab,
         "is_lossless": tokenizer.is_lossless,
         "dtype": dtype,
+        "packing": packing.model_dump(),
         "window": packing.window,
         "stride": stride,
         "max_rows": packing.max_rows,

@@ -72,6 +72,8 @@ def copy(loaded: LoadedTokenizer, folder: Path) -> LoadedTokenizer:
     if sha256 != loaded.sha256:
         what = f"changed since it was loaded: SHA-256 {sha256[:12]}…, was {loaded.sha256[:12]}…"
         raise Refusal(f"{loaded.folder / about['model_file']}: {what}; load it again")
+    if (folder / artefact.MANIFEST).is_file() and _verified(folder)[1] == sha256:
+        return dataclasses.replace(loaded, folder=folder)
     with artefact.writing(folder, KIND, about) as beside:
         shutil.copytree(loaded.folder, beside, dirs_exist_ok=True, ignore=shutil.ignore_patterns(artefact.MANIFEST))
     return dataclasses.replace(loaded, folder=folder)

@@ -25,7 +25,7 @@ MODEL, OPTIMIZER, AVERAGE, STATE = "model.safetensors", "optimizer.safetensors",
 def save(learner: Learner, folder: Path, about: dict[str, Any]) -> None:
     """about: plain facts of the run that a resume needs (the best validation so far, patience spent)."""
     with artefact.writing(folder, "checkpoint", {"step": learner.step}) as beside:
-        save_file(_weights(learner.network), beside / MODEL)
+        save_file(_plain(learner.network.state_dict()), beside / MODEL)
         save_file(_plain(learner.optimizers.state_tensors()), beside / OPTIMIZER)
         if learner.average is not None:
             save_file(_plain(learner.average.weights), beside / AVERAGE)
@@ -41,7 +41,7 @@ def save(learner: Learner, folder: Path, about: dict[str, Any]) -> None:
 
 def load(learner: Learner, folder: Path) -> dict[str, Any]:
     """Puts everything back and returns `about`. The folder must have been verified (see newest_valid)."""
-    load_weights(learner.network, folder / MODEL)
+    load_weights(learner.network, load_file(folder / MODEL), folder / MODEL)
     learner.optimizers.load_state_tensors(load_file(folder / OPTIMIZER))
     if learner.average is not None:
         if not (folder / AVERAGE).is_file():
@@ -49,27 +49,34 @@ def load(learner: Learner, folder: Path) -> dict[str, Any]:
         learner.average.load(load_file(folder / AVERAGE))
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     learner.step, learner.n_tokens, learner.skipped = state["step"], state["n_tokens"], state["skipped"]
-    learner.scaler.load_state_dict(state["scaler"])
+    if state["scaler"] and learner.scaler.is_enabled():
+        learner.scaler.load_state_dict(state["scaler"])
     return state["about"]
 
 
-def load_weights(network: nn.Module, file: Path) -> None:
-    """Weights by name into a network of the same shape. Raises Refusal with the first name that does not fit."""
-    found, wanted = load_file(file), dict(network.named_parameters())
+def load_weights(network: nn.Module, found: dict[str, Tensor], file: Path) -> None:
+    """Weights (and persistent buffers) by name into a network of the same shape.
+
+    Raises Refusal with the first name that does not fit; file: where they came from.
+    """
+    wanted = network.state_dict()
     for name in sorted(found.keys() ^ wanted.keys()):
         side = "has no" if name in wanted else "has an unknown"
         raise Refusal(f"{file}: {side} weight '{name}': it belongs to another recipe; give the run it came from")
     with torch.no_grad():
-        for name, parameter in wanted.items():
-            if found[name].shape != parameter.shape:
-                shapes = f"{list(found[name].shape)}, the recipe's model {list(parameter.shape)}"
+        for name, tensor in wanted.items():
+            if found[name].shape != tensor.shape:
+                shapes = f"{list(found[name].shape)}, the recipe's model {list(tensor.shape)}"
                 raise Refusal(f"{file}: '{name}' has shape {shapes}; give the run it came from")
-            parameter.copy_(found[name])
+            tensor.copy_(found[name])
 
 
-def weights_for_use(folder: Path) -> Path:
+def load_for_use(network: nn.Module, folder: Path) -> None:
     """The averaged weights where they are kept, else the model's own."""
-    return folder / AVERAGE if (folder / AVERAGE).is_file() else folder / MODEL
+    weights = load_file(folder / MODEL)
+    if (folder / AVERAGE).is_file():
+        weights |= load_file(folder / AVERAGE)
+    load_weights(network, weights, folder / MODEL)
 
 
 def newest_valid(run: RunFolder, rejected: list[str]) -> Path | None:
@@ -84,15 +91,23 @@ def newest_valid(run: RunFolder, rejected: list[str]) -> Path | None:
     return None
 
 
+def sweep(run: RunFolder, step: int) -> None:
+    """Removes what lies beyond the step a run goes on from: rejected checkpoints, and what a killed writer left.
+
+    So the order of steps is the order of age, and pruning never takes a fresh checkpoint for an old one.
+    """
+    for later in run.checkpoint_steps():
+        if later > step:
+            shutil.rmtree(run.checkpoint(later), ignore_errors=True)
+    for torn in run.checkpoints.glob(".step-*"):
+        shutil.rmtree(torn, ignore_errors=True)
+
+
 def prune(run: RunFolder, keep: int, best_step: int | None) -> None:
     """Leaves the newest `keep` and the best one."""
     for step in run.checkpoint_steps()[:-keep]:
         if step != best_step:
             shutil.rmtree(run.checkpoint(step), ignore_errors=True)
-
-
-def _weights(network: nn.Module) -> dict[str, Tensor]:
-    return _plain(dict(network.named_parameters()))
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
@@ -19,7 +20,15 @@ def join(device: Literal["auto", "cuda", "mps", "cpu"]) -> Accelerator:
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True, "auto": True}
     if not has[device]:
         raise Refusal(f"training.device: no {device} here (`armillary doctor` says why); set it to auto or cpu")
-    return Accelerator(cpu=device == "cpu" or not (has["cuda"] or has["mps"]), mixed_precision="no")
+    # cuBLAS reads it once, when it is first used: before any run knows whether it wants to be deterministic.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    accelerator = Accelerator(cpu=device == "cpu" or not (has["cuda"] or has["mps"]), mixed_precision="no")
+    if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        raise Refusal(
+            f"{accelerator.distributed_type.value}: several processes train by plain data parallelism here; "
+            "launch without FSDP, DeepSpeed or TPU options"
+        )
+    return accelerator
 
 
 def share(accelerator: Accelerator, n_rows: int, accumulation: int) -> list[slice]:
@@ -39,7 +48,12 @@ def share(accelerator: Accelerator, n_rows: int, accumulation: int) -> list[slic
 
 
 def total(accelerator: Accelerator, value: Tensor) -> Tensor:
-    """Sum over ranks."""
+    """Sum over ranks, on the device that talks to the others; where there is one process, the value itself."""
     if accelerator.num_processes == 1:
         return value
-    return accelerator.reduce(value, reduction="sum")  # type: ignore[return-value]
+    return accelerator.reduce(value.to(accelerator.device), reduction="sum")  # type: ignore[return-value]
+
+
+def any_of(accelerator: Accelerator, fact: bool) -> bool:
+    """Whether it holds on some rank: so all decide alike, and none waits for another that has gone."""
+    return bool(total(accelerator, torch.tensor([float(fact)])).item())

@@ -77,15 +77,17 @@ def steps(learner: Learner, course: Course, accelerator: Accelerator) -> Iterato
             _apply(learner)
         else:
             learner.optimizers.zero_grad()
+            if learner.scaler.is_enabled():  # it has unscaled these gradients, and refuses to do so twice
+                learner.scaler.update()
         n_bad = 0 if applied or overflowed else n_bad + 1
         if n_bad and (settings.on_non_finite == "stop" or n_bad >= MOST_SKIPPED_IN_A_ROW):
             loss = sums["total"] / n_scored
             raise NonFinite(
-                f"step {learner.step}: the loss is {loss:.4g} and its gradient norm {grad_norm:.4g}; "
+                f"step {learner.step + 1}: the loss is {loss:.4g} and its gradient norm {grad_norm:.4g}; "
                 "lower the learning rate, or set training.on_non_finite=roll_back to leave such steps out"
             )
         if not applied:
-            learner.skipped.append(learner.step)
+            learner.skipped.append(learner.step + 1)
         learner.step += 1
         learner.n_tokens += n_scored
         if applied and learner.average is not None:
@@ -129,7 +131,7 @@ def _gradients(
             learner.scaler.scale(loss.total * scale).backward()
         for name, value in {"total": loss.total.detach(), "nats": loss.nats, **loss.parts}.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value
-    everything = distribution.total(accelerator, torch.stack([v.double() for v in sums.values()])).tolist()
+    everything = distribution.total(accelerator, torch.stack([v.float() for v in sums.values()])).tolist()
     learner.scaler.unscale_(learner.optimizers)  # type: ignore[arg-type]  # it needs param_groups alone
     parameters = [p for p in learner.network.parameters() if p.grad is not None]
     most = course.settings.clip if course.settings.clip is not None else math.inf
