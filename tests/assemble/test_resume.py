@@ -125,3 +125,62 @@ def test_the_best_validation_is_kept_and_patience_ends_a_run(small_recipe, tmp_p
     assert best.step in run.run.checkpoint_steps() and len(run.run.checkpoint_steps()) == 2
     assert [v.is_best for v in validations[-2:]] == [False, False]
     assert run.run.events()[-1]["event"] == "early_stop" and run.run.facts()["state"] == "finished"
+
+
+def test_a_run_stopped_on_a_validation_step_judges_it_all_the_same(small_recipe, tmp_path):
+    run = begin(small_recipe, tmp_path)
+    happenings = run.happenings()
+    for happening in happenings:
+        if isinstance(happening, Step) and happening.step == 8:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGINT)  # the wish of the run, not of the test
+    assert run.state == "interrupted"
+    list(begin(small_recipe, tmp_path, resumes=True).happenings())
+    assert [r["step"] for r in run.run.metrics("validation")] == [8, 16, 24]
+
+
+def test_a_run_that_ended_early_is_resumed_without_another_step(small_recipe, tmp_path):
+    changes = ["training.steps=60", "training.validate_every=1", "training.early_stop=1",
+               "training.optimizer.learning_rate=0.5", "training.ema=null"]  # fmt: skip
+    list(begin(small_recipe, tmp_path, *changes).happenings())
+    again = list(begin(small_recipe, tmp_path, *changes, resumes=True).happenings())
+    assert not [h for h in again if isinstance(h, Step)]
+
+
+def test_a_rejected_checkpoint_does_not_outlive_fresh_ones(small_recipe, tmp_path):
+    changes = ["training.keep_checkpoints=1", "training.validate_every=100", "training.checkpoint_every=4"]
+    abandon(begin(small_recipe, tmp_path, *changes), 13)
+    checkpoints = tmp_path / "runs" / "run" / "checkpoints"
+    assert [p.name for p in checkpoints.glob("step-*")] == ["step-00000012"]
+    (checkpoints / "step-00000012" / "model.safetensors").write_bytes(b"")
+    abandon(begin(small_recipe, tmp_path, *changes, resumes=True), 9)
+    assert [p.name for p in checkpoints.glob("step-*")] == ["step-00000008"]
+
+
+def test_a_run_exists_only_when_all_of_it_is_there(small_recipe, tmp_path):
+    """Killed before recipe.yaml, the last file of a beginning, it is begun again."""
+    abandon(begin(small_recipe, tmp_path), 2)
+    (tmp_path / "runs" / "run" / "recipe.yaml").unlink()
+    happenings = list(begin(small_recipe, tmp_path, resumes=True).happenings())
+    assert [h.step for h in happenings if isinstance(h, Step)] == list(range(1, 25))
+
+
+def test_an_edited_recipe_is_refused_and_the_runs_own_is_taken(small_recipe, tmp_path):
+    own = tmp_path / "mine.yaml"
+    own.write_text(small_recipe.read_text(encoding="utf-8"), encoding="utf-8")
+    abandon(begin(own, tmp_path), 5)
+    own.write_text(own.read_text(encoding="utf-8").replace("steps: 24", "steps: 30"), encoding="utf-8")
+    with pytest.raises(Refusal, match="changed since run"):
+        begin(own, tmp_path, resumes=True)
+    happenings = list(begin(tmp_path / "runs" / "run" / "recipe.yaml", tmp_path, resumes=True).happenings())
+    assert [h for h in happenings if isinstance(h, Step)][-1].step == 24
+
+
+def test_two_writers_are_one_too_many(small_recipe, tmp_path):
+    first = begin(small_recipe, tmp_path).happenings()
+    next(first)
+    with pytest.raises(Refusal, match="another process is writing"):
+        list(begin(small_recipe, tmp_path, resumes=True).happenings())
+    first.close()

@@ -263,3 +263,60 @@ def test_a_run_reads_its_own_recipe_back(home, call):
 
     recipe = open_run("two", home).recipe()
     assert registry.check(Recipe, recipe, "two").model_dump(mode="json") == recipe
+
+
+def test_another_text_is_measured_with_baselines_that_learnt_what_the_model_learnt(call, home, text_file, tmp_path):
+    other = tmp_path / "_other.txt"
+    other.write_text("\n\n".join(["it is from the other text that this was had"] * 120), encoding="utf-8")
+    before = set(home.rglob("*"))
+    assert call("evaluate", "one", "--data", other, "--dry-run", "--root", home)[0] == 0
+    assert set(home.rglob("*")) == before
+    status, out, err = call("evaluate", "one", "--data", other, "--references", "--json", "--root", home)
+    assert status == 0, err
+    found = {r["name"]: r for r in document(out)}
+    own = {r["name"]: r for r in document(call("evaluate", "one", "--references", "--json", "--root", home)[1])}
+    assert found["one"]["protocol_hash"] != own["one"]["protocol_hash"]
+    # An n-gram that had read the other text would find each of its equal lines nearly free.
+    assert found["kneser-ney-5"]["bits_per_byte"] > 0.5
+
+
+def test_a_window_alone_brings_its_own_stride(call, home):
+    protocol = document(call("evaluate", "one", "--window", 8, "--json", "--root", home)[1])[0]["protocol"]
+    assert (protocol["window"], protocol["stride"]) == (8, 4)
+
+
+def test_more_bad_input(call, small_recipe, tmp_path, home):
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    listless = tmp_path / "listless.yaml"
+    listless.write_text("name: x\nparts: foo\n", encoding="utf-8")
+    root = ["--root", tmp_path]
+    refused(call("train", binary, *root), "binary.yaml")
+    refused(call("train", listless, *root), "parts")
+    refused(call("train", small_recipe, "--tokenizer", tmp_path / "typo", "--dry-run", *root), "typo")
+    refused(call("train", small_recipe, "--name", "../x", *root), "--name")
+    refused(call("train", small_recipe, "--set", "sampling.prompts=[]", *root), "prompts")
+    refused(call("train", small_recipe, "--set", "training.track=[wandb]", *root), "wandb", "pip install")
+    refused(call("train", small_recipe, "--set", "packing.stride=99", *root), "stride")
+    packed = next(p for p in (home / "artefacts" / "packed").iterdir() if p.is_dir())
+    isolated = ["--set", "packing.isolate_documents=true"]
+    refused(
+        call("train", small_recipe, "--data", packed, *isolated, "--name", "x", "--root", home), "isolate_documents"
+    )
+
+
+def test_recipes_keep_every_default(call, home):
+    from armillary.run_folder import open_run
+
+    shown = document(call("recipes", "show", "baseline-gpt", "--json")[1])
+    assert shown["training"]["optimizer"]["eps"] == 1e-8 and shown["model"]["backbone"]["d_ff"] == 1024
+    assert "min_frequency" in open_run("one", home).recipe()["tokenizer"]
+
+
+def test_extends_merges_sections_and_replaces_parts(tmp_path):
+    from armillary import recipe
+
+    (tmp_path / "below.yaml").write_text("name: below\ntraining: {steps: 3}\ntokenizer: {name: bpe, vocabulary: 300}\n")
+    (tmp_path / "above.yaml").write_text("extends: below.yaml\nname: above\ntokenizer: {name: character}\n")
+    found = recipe.raw(str(tmp_path / "above.yaml"), ["training.steps=4"])
+    assert found == {"name": "above", "training": {"steps": 4}, "tokenizer": {"name": "character"}}

@@ -14,7 +14,7 @@ N, V, D = 70, 13, 5
 
 @pytest.fixture
 def world(monkeypatch):
-    monkeypatch.setattr(head_module, "CHUNK_BYTES", 4 * V * 16)  # several chunks, the last one shorter
+    monkeypatch.setattr(head_module, "CHUNK", 16)  # several chunks, the last one shorter
     g = torch.Generator().manual_seed(0)
     rows = torch.randn(N, D, generator=g, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(V, D, generator=g, dtype=torch.float64, requires_grad=True)

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 64 * 2**20
-"""Size of the fp32 logits of one chunk."""
+CHUNK = 1024
+"""Rows whose logits are held at once: fewer pay for adding up the weight's gradient, more for memory."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,6 @@ class VocabularyHead:
     """See contracts.Head. weight: (V, D), a view of the tied embedding or a matrix of its own."""
 
     weight: Float[Tensor, "V D"]
-
-    @property
-    def chunk(self) -> int:
-        """Rows whose logits are held at once."""
-        return max(16, CHUNK_BYTES // (4 * self.weight.shape[0]))
 
     def log_p(self, rows: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
         """fp32 (float64 for a float64 model)."""
@@ -45,7 +40,7 @@ class VocabularyHead:
         weights: Float[Tensor, " n"] | None = None,
         label_smoothing: float = 0.0,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " n"]]:
-        total, nats = _WeightedNll.apply(rows, self.weight, targets, weights, label_smoothing, self.chunk)  # type: ignore[misc]
+        total, nats = _WeightedNll.apply(rows, self.weight, targets, weights, label_smoothing, CHUNK)  # type: ignore[misc]
         return total, nats
 
     def reduce(self, rows: Float[Tensor, "n D"], fn: Callable[..., Tensor], *extras: Tensor) -> Tensor:
@@ -53,8 +48,8 @@ class VocabularyHead:
             return fn(_log_p(rows, weight), *extras)
 
         pieces = []
-        for start in range(0, max(1, rows.shape[0]), self.chunk):
-            part = slice(start, start + self.chunk)
+        for start in range(0, max(1, rows.shape[0]), CHUNK):
+            part = slice(start, start + CHUNK)
             args = (rows[part], self.weight, *(extra[part] for extra in extras))
             keeps_gradient = torch.is_grad_enabled() and (rows.requires_grad or self.weight.requires_grad)
             pieces.append(checkpoint(run, *args, use_reentrant=False) if keeps_gradient else run(*args))
@@ -102,15 +97,15 @@ class _WeightedNll(torch.autograd.Function):
             for start in range(0, rows.shape[0], chunk):
                 part = slice(start, start + chunk)
                 r, y = rows[part].to(dtype), targets[part]
-                logits = (r @ w.T).to(total_dtype)
-                log_z = torch.logsumexp(logits, dim=-1)
-                nats[part] = log_z - logits.gather(1, y[:, None]).squeeze(1)
+                # log_softmax is one pass where logsumexp, subtraction and exp are a dozen over memory.
+                log_p = torch.log_softmax((r @ w.T).to(total_dtype), dim=-1)
+                nats[part] = -log_p.gather(1, y[:, None]).squeeze(1)
                 losses[part] = nats[part]
                 if label_smoothing:
-                    losses[part] = (1 - label_smoothing) * nats[part] + label_smoothing * (log_z - logits.mean(-1))
+                    losses[part] = (1 - label_smoothing) * nats[part] - label_smoothing * log_p.mean(-1)
                 if d_rows is None or d_weight is None:
                     continue
-                d_logits = logits.sub_(log_z[:, None]).exp_()
+                d_logits = log_p.exp_()
                 if label_smoothing:
                     d_logits.sub_(label_smoothing / weight.shape[0])
                 d_logits.scatter_add_(1, y[:, None], torch.full_like(d_logits[:, :1], label_smoothing - 1))
