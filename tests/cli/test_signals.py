@@ -86,11 +86,10 @@ def saved(checkpoints: Path) -> list[Path]:
     return list(checkpoints.glob("step-*"))
 
 
-PLAIN = ["--mixed_precision", "no", "--dynamo_backend", "no"]
+PLAIN = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "{port}"]
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "{port}", "-m"],
-    "accelerate": ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", *PLAIN]
-    + ["--main_process_port", "{port}", "-m"],
+    "accelerate": ["accelerate.commands.launch", "--cpu", "--num_processes", "2", *PLAIN, "-m"],
 }
 
 

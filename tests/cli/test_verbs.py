@@ -79,9 +79,11 @@ def test_recipes_and_plan(call, small_recipe):
     assert facts["tokens_per_second"] > 0 and facts["seconds"] > 0 and facts["memory_bytes"]["activations"] > 0
 
 
-def test_plan_writes_nothing(call, small_recipe, tmp_path, monkeypatch):
+def test_plan_writes_nothing(call, small_recipe, text_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call("plan", small_recipe)[0] == 0
+    facts = document(call("plan", small_recipe, "--data", text_file, "--no-measure", "--json")[1])
+    assert facts["n_vocab"] == 320 and facts["equivalent_epochs"] > 0.3
     assert list(tmp_path.iterdir()) == []
 
 

@@ -111,14 +111,19 @@ class TrainingRun:
     def _begin(self, learner: Learner, course: Course, command: str | None) -> list[Note]:
         facts = self.run.facts()
         self.attempt = facts.get("attempt", -1) + 1
-        notes = self._go_on(learner, course, facts) if self.run.exists() else []
+        continues = self.run.exists()
+        notes = self._go_on(learner, course, facts) if continues else []
         self.accelerator.wait_for_everyone()  # nobody may still be reading what is written now
         if self.is_main:
+            if continues:
+                checkpoints.sweep(self.run, learner.step)
+                self.run.mark_resumed(learner.step, self.attempt)
             tokenizers.copy(self.prepared.tokenizer, self.run.tokenizer)
             told = facts_of.new_facts(self.parts, self.prepared, cast(LanguageNetwork, learner.network), facts)
             commands = [*facts.get("commands", []), *([command] if command else [])]
             own = {"name": self.run.name, "attempt": self.attempt, "commands": commands, "asked": self.asked_recipe}
-            self.run.update_facts(**told | own, system=self._system(course))
+            judged = {"best_step": self.standing.best_step, "best_loss": self.standing.best_loss}
+            self.run.update_facts(**told | own | judged, system=self._system(course))
             write_text(self.run.recipe_file, self.parts.recipe.as_yaml())  # last: with it the run exists
         self.accelerator.wait_for_everyone()
         return notes
@@ -129,9 +134,6 @@ class TrainingRun:
         notes = [self._note(0, "checkpoint_rejected", why) for why in rejected]
         if newest is not None:
             self.standing = Standing(**checkpoints.load(learner, newest))
-        if self.is_main:
-            checkpoints.sweep(self.run, learner.step)
-            self.run.mark_resumed(learner.step, self.attempt)
         notes.append(self._note(learner.step, "resumed", f"from {newest.name if newest else 'the beginning'}"))
         changes = {
             "system_changed": facts_of.changed_system(facts.get("system", {}), self._system(course)),
@@ -165,10 +167,13 @@ class TrainingRun:
                 is_best = any(v.is_best for v in validations)
                 if is_best or is_last or asked or ends_early or step.step % training.checkpoint_every == 0:
                     self._save(learner, spent + time.perf_counter() - started)
-                if asked or ends_early:
-                    self.state = "interrupted" if asked and not is_last else "finished"
-                    reason = ("interrupted", asked) if asked else ("early_stop", self._patience_spent())
-                    yield self._note(step.step, *reason)
+                if ends_early:
+                    self.state = "finished"
+                    yield self._note(step.step, "early_stop", self._patience_spent())
+                    break
+                if asked and not is_last:
+                    self.state = "interrupted"
+                    yield self._note(step.step, "interrupted", asked)
                     break
             else:
                 self.state = "finished"
@@ -263,8 +268,7 @@ class TrainingRun:
 
     def _ranks(self) -> Ranks:
         def total(sums: np.ndarray) -> np.ndarray:
-            device = self.accelerator.device
-            return distribution.total(self.accelerator, torch.from_numpy(sums).to(device)).cpu().numpy()
+            return distribution.total(self.accelerator, torch.from_numpy(sums)).cpu().numpy()
 
         return Ranks(self.accelerator.process_index, self.accelerator.num_processes, total)
 
