@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -82,11 +83,10 @@ def begin(recipe: Path, root: Path, *changes: str) -> training_run.TrainingRun:
 
 def abandon(recipe: Path, root: Path, after: int) -> RunFolder:
     begun = begin(recipe, root)
-    happenings = begun.happenings()
-    for happening in happenings:
-        if isinstance(happening, Step) and happening.step == after:
-            break
-    happenings.close()
+    with contextlib.closing(begun.happenings()) as happenings:  # type: ignore[type-var]  # it is a generator
+        for happening in happenings:
+            if isinstance(happening, Step) and happening.step == after:
+                break
     return begun.run
 
 
@@ -344,17 +344,26 @@ def test_a_full_disk(n_left, interrupted, small_disk, whole, small_recipe, call)
     assert_says_there_is_no_room(answer, run.path)
 
 
-def test_a_folder_that_may_not_be_written(interrupted, small_disk, small_recipe, call):
-    """Root may write whatever the permissions say, so the whole disk is made read-only."""
-    shutil.copytree(interrupted / "runs", small_disk / "runs")
-    (small_disk / "empty").mkdir()
-    before = {path: path.stat().st_mtime_ns for path in small_disk.rglob("*")}
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    for root in (small_disk, small_disk / "empty"):
+@pytest.fixture
+def closing_folder(request, tmp_path) -> tuple[Path, Callable[[], object]]:
+    """A folder, and what makes it read-only. Root may write whatever the permissions say, so it closes a whole disk."""
+    if os.geteuid():
+        return tmp_path, lambda: [path.chmod(0o555) for path in [tmp_path, *tmp_path.rglob("*")] if path.is_dir()]
+    disk = request.getfixturevalue("small_disk")
+    return disk, lambda: subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+
+
+def test_a_folder_that_may_not_be_written(interrupted, closing_folder, small_recipe, call):
+    folder, close = closing_folder
+    shutil.copytree(interrupted / "runs", folder / "runs")
+    (folder / "empty").mkdir()
+    close()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    for root in (folder, folder / "empty"):
         answer = call(*train_words(small_recipe, root))
         assert answer.status not in (0, None) and len(answer.lines) == 1, answer.lines[-3:]
-        assert str(root) in answer.lines[0] and "ead-only" in answer.lines[0]
-    assert {path: path.stat().st_mtime_ns for path in small_disk.rglob("*")} == before
+        assert str(root) in answer.lines[0] and re.search("ead-only|denied", answer.lines[0])
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 # Logs
@@ -415,7 +424,7 @@ def test_a_clock_that_goes_backwards(small_recipe, whole, call, tmp_path, monkey
     list(found.happenings())
     records = found.run.metrics("train")
     assert [r["step"] for r in records] == list(range(1, STEPS + 1))
-    assert any(after["time"] < before["time"] for before, after in zip(records, records[1:], strict=False))
+    assert any(after["time"] < before["time"] for before, after in itertools.pairwise(records))
     assert [r["step"] for r in found.run.metrics("validation")] == [8, 16, 24]
     assert_same_weights(whole, found.run)
     for words in (["runs", "list"], ["runs", "show", "run"], ["report", "run"]):
@@ -517,11 +526,11 @@ def test_killed_between_the_last_checkpoint_and_the_facts(small_recipe, whole, t
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("file", ["run.json", "recipe.yaml"])
 def test_a_damaged_file_of_the_run_itself(file, damage, half, small_recipe, call, tmp_path):
-    """They carry no hash, since they are rewritten; what cannot be read is refused in one line."""
+    """They carry no hash, since they are rewritten; what cannot be read is refused in one line. Checkpoints without a
+    recipe are not a run that has not begun yet: a new one would mix its checkpoints with theirs."""
+    # Not every flip of a text can be told from an edit: a NUL can.
     damages = DAMAGES | {"flipped": lambda path: path.write_bytes(b"\x00" + path.read_bytes()[1:])}
     damages[damage](half.path / file)
     answer = call(*train_words(small_recipe, tmp_path))
-    if file == "recipe.yaml" and damage == "missing":
-        pytest.skip("a folder without a recipe is no run yet: it begins anew")
     assert_one_line(answer, str(half.path) if file == "run.json" else "recipe")
     assert half.checkpoint_steps() == [8, 12]

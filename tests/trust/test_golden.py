@@ -2,8 +2,8 @@
 
 A change of these figures is a change of training: of the batches, the initialisation, the arithmetic, the optimizer,
 the schedule or dropout. Where it is meant, run `python tests/trust/test_golden.py`, paste what it prints into GOLDEN,
-and say why in docs/log.md. Made with torch 2.13.0+cpu on one thread of an AVX-512 processor; another processor differs by rounding
-alone: AVX2 moves them by 1e-7, the tolerance is 1e-4.
+and say why in docs/log.md. Made with torch 2.13.0+cpu on one thread of an AVX-512 processor; another processor differs
+by rounding alone: AVX2 moves them by 1e-7, the tolerance is 1e-4.
 """
 
 from __future__ import annotations
