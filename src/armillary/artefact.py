@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from armillary.records import fingerprint
 from armillary.refusal import Refusal
 
 MANIFEST = "manifest.json"
@@ -45,23 +46,25 @@ def writing(folder: Path, kind: str, about: dict[str, Any]) -> Iterator[Path]:
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
     try:
-        yield beside
-        files = {
-            str(p.relative_to(beside)): {"bytes": p.stat().st_size, "sha256": sha256_of(p)}
-            for p in sorted(beside.rglob("*"))
-            if p.is_file()
-        }
-        manifest = {"kind": kind, "about": about, "files": files}
-        (beside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        for path in beside.rglob("*"):
-            sync(path)
-        sync(beside)
-        old = folder.parent / f".{folder.name}.writing-old-{os.getpid()}"
-        if folder.exists():
-            folder.rename(old)
-        beside.rename(folder)
-        sync(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        with naming(folder):
+            yield beside
+            files = {
+                str(p.relative_to(beside)): {"bytes": p.stat().st_size, "sha256": sha256_of(p)}
+                for p in sorted(beside.rglob("*"))
+                if p.is_file()
+            }
+            manifest = json.loads(json.dumps({"kind": kind, "about": about, "files": files}))
+            manifest["sha256"] = fingerprint(manifest)
+            (beside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            for path in beside.rglob("*"):
+                sync(path)
+            sync(beside)
+            old = folder.parent / f".{folder.name}.writing-old-{os.getpid()}"
+            if folder.exists():
+                folder.rename(old)
+            beside.rename(folder)
+            sync(folder.parent)
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -73,8 +76,10 @@ def read(folder: Path, kind: str | None = None, *, verify: bool = True) -> Manif
         raise Refusal(f"{folder}: no {MANIFEST} here; give the folder of an artefact or checkpoint")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw.pop("sha256") != fingerprint(raw):
+            raise ValueError
         manifest = Manifest(raw["kind"], raw["about"], raw["files"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise Refusal(f"{path}: is not a manifest (torn or edited); make the artefact again") from None
     if kind is not None and manifest.kind != kind:
         raise Refusal(f"{folder}: holds a {manifest.kind}, not a {kind}; give the folder of a {kind}")
@@ -84,6 +89,17 @@ def read(folder: Path, kind: str | None = None, *, verify: bool = True) -> Manif
             if fault:
                 raise Refusal(f"{folder / name}: {fault}; the file changed after it was written, make it again")
     return manifest
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Names the path in an OSError that does not, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def sha256_of(path: Path) -> str:

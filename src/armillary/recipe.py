@@ -149,7 +149,11 @@ class Recipe(Section):
         return self
 
     def as_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        data = self.model_dump(mode="json")
+        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+        return (
+            text if yaml.safe_load(text) == data else yaml.safe_dump(data, sort_keys=False)
+        )  # U+0085 is lost otherwise
 
 
 def shipped() -> dict[str, Path]:

@@ -76,10 +76,15 @@ def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str
 
 
 def _owner(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
+    is_key = False
     for step in path:
+        if is_key:  # a name that the recipe gives, such as a corpus's
+            is_key = False
+            continue
         field = model.model_fields.get(str(step))
         inner = field.annotation if field else None
         candidates = [inner, *getattr(inner, "__args__", ())]
+        is_key = getattr(inner, "__origin__", None) is dict
         model = next((c for c in candidates if inspect.isclass(c) and issubclass(c, BaseModel)), model)
     return model
 

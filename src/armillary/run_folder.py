@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from armillary.artefact import naming
 from armillary.refusal import Refusal, nearest
 
 
@@ -73,7 +74,7 @@ class RunFolder:
         """One JSON line, flushed. A torn last line of a killed writer is cut off first."""
         path = self.path / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as out:
+        with naming(path), path.open("ab+") as out:
             size = out.seek(0, os.SEEK_END)
             if size:
                 out.seek(size - 1)
@@ -104,7 +105,12 @@ class RunFolder:
         return [read_json(p) for p in sorted((self.path / "evaluation").glob("*.json"))]
 
     def recipe(self) -> dict[str, Any]:
-        return yaml.safe_load(self.recipe_file.read_text(encoding="utf-8"))
+        try:
+            return yaml.safe_load(self.recipe_file.read_text(encoding="utf-8"))
+        except (ValueError, yaml.YAMLError):
+            raise Refusal(
+                f"{self.recipe_file}: cannot be read (torn or edited); restore the recipe, or give --name"
+            ) from None
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -170,11 +176,14 @@ def write_text(path: Path, text: str) -> None:
     """Whole or not at all: written beside, synced, renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with naming(path), beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def finite(value: Any) -> Any:

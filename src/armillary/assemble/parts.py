@@ -97,4 +97,5 @@ def source_of(data: Path, own: Mapping[str, Any], folders: Sequence[str]) -> dic
 
 def artefact_kind(path: Path) -> str | None:
     """corpus, tokenizer or packed where the folder is such an artefact."""
-    return artefact.read(path, verify=False).kind if (path / artefact.MANIFEST).is_file() else None
+    is_ours = path.parent.parent.name == "artefacts"
+    return artefact.read(path, verify=False).kind if (path / artefact.MANIFEST).is_file() or is_ours else None

@@ -81,6 +81,8 @@ def prepare(parts: Parts, root: Path, say: Say, use: Given | None = None) -> Pre
 def reopen(run: RunFolder, parts: Parts, root: Path) -> Prepared:
     """The artefacts a run was trained on. Raises Refusal where one is gone or changed."""
     facts = run.facts()
+    if "packed" not in facts:
+        raise Refusal(f"{run.path}: its run.json is gone; restore it, or give --name for a new run")
     loaded = tokenizers.load(run.tokenizer, facts["tokenizer"]["sha256"], parts.folders)
     packed = {}
     for name, where in facts["packed"].items():

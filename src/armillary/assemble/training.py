@@ -67,6 +67,8 @@ def check(request: Request) -> Checked:
         raise Refusal(f"--name {name}: it becomes a folder; use letters, digits, dot, dash and underscore")
     run = RunFolder(request.root / "runs" / name)
     continues = run.exists() and request.resumes
+    if not run.exists() and run.checkpoint_steps():
+        raise Refusal(f"{run.recipe_file}: is gone, and its checkpoints are there; restore it, or give --name")
     if run.exists() and not request.resumes:
         raise Refusal(f"run '{run.name}' exists; add --resume auto to go on with it, or --name for a new one")
     if continues:

@@ -117,6 +117,7 @@ class TrainingRun:
         if self.is_main:
             if continues:
                 checkpoints.sweep(self.run, learner.step)
+                checkpoints.prune(self.run, self.settings.keep_checkpoints, self.standing.best_step)
                 self.run.mark_resumed(learner.step, self.attempt)
             tokenizers.copy(self.prepared.tokenizer, self.run.tokenizer)
             told = facts_of.new_facts(self.parts, self.prepared, cast(LanguageNetwork, learner.network), facts)

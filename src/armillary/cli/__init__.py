@@ -5,11 +5,14 @@ A refusal is one line on stderr and exit status 2; a run that stopped on its own
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 
 from armillary import allocator
 from armillary.refusal import ArmillaryWarning, Refusal
+
+DISK_SAYS_NO = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def _one_line(message: Warning | str, category: type[Warning], *where: object) -> None:
@@ -37,3 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output has gone: `armillary ... | head`
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in DISK_SAYS_NO:
+            raise
+        print(f"armillary: {error.filename}: {error.strerror}; what was saved is whole", file=sys.stderr)
+        sys.exit(1)

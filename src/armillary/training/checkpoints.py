@@ -6,11 +6,14 @@ A checkpoint holds no random state: every draw is a function of (seed, purpose, 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,10 +28,10 @@ MODEL, OPTIMIZER, AVERAGE, STATE = "model.safetensors", "optimizer.safetensors",
 def save(learner: Learner, folder: Path, about: dict[str, Any]) -> None:
     """about: plain facts of the run that a resume needs (the best validation so far, patience spent)."""
     with artefact.writing(folder, "checkpoint", {"step": learner.step}) as beside:
-        save_file(_plain(learner.network.state_dict()), beside / MODEL)
-        save_file(_plain(learner.optimizers.state_tensors()), beside / OPTIMIZER)
+        _save(learner.network.state_dict(), beside / MODEL)
+        _save(learner.optimizers.state_tensors(), beside / OPTIMIZER)
         if learner.average is not None:
-            save_file(_plain(learner.average.weights), beside / AVERAGE)
+            _save(learner.average.weights, beside / AVERAGE)
         state = {
             "step": learner.step,
             "n_tokens": learner.n_tokens,
@@ -110,5 +113,9 @@ def prune(run: RunFolder, keep: int, best_step: int | None) -> None:
             shutil.rmtree(run.checkpoint(step), ignore_errors=True)
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    except SafetensorError as error:  # says what the system said, and loses the file
+        code = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) if code else error from None
