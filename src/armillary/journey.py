@@ -21,6 +21,9 @@ from armillary.training import distribution
 RESERVE_SECONDS = 40.0
 """Kept back for the evaluation, its baselines and the report."""
 
+CAUTION = 0.85
+"""Share of what is left that is planned for: a laptop slows down by up to a third as it warms."""
+
 Follow = Callable[[TrainingRun, str], dict[str, Any]]
 
 
@@ -47,7 +50,7 @@ def demo(root: Path, minutes: float, say: Callable[[str], None], follow: Follow)
     found = parts_of.resolve(recipe)
     prepared = stages.prepare(found, root, say)
     left = 60 * minutes - RESERVE_SECONDS - (time.perf_counter() - started)
-    found = training.with_minutes(found, prepared, left / 60)
+    found = training.with_minutes(found, prepared, CAUTION * left / 60)
     every = max(1, found.recipe.training.steps // 5)
     steps = 5 * every
     changes = {"training": {"steps": steps, "validate_every": every, "sample_every": every}}
