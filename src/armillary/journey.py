@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class Arrived:
     state: str
 
 
-def demo(root: Path, minutes: float, say: Callable[[str], None], follow: Follow) -> Arrived:
+def demo(root: Path, minutes: float, overrides: Sequence[str], say: Callable[[str], None], follow: Follow) -> Arrived:
     """Trains, measures, and returns before `minutes` have passed on a machine of two cores.
 
     The number of steps comes from a short measurement, so that a slower machine trains less instead of waiting longer.
@@ -46,7 +46,7 @@ def demo(root: Path, minutes: float, say: Callable[[str], None], follow: Follow)
     started = time.perf_counter()
     if 60 * minutes <= RESERVE_SECONDS + 15:
         raise Refusal(f"--minutes {minutes:g}: the demo needs at least 1; give --minutes 1 or more")
-    recipe = raw("demo")
+    recipe = raw("demo", overrides)
     found = parts_of.resolve(recipe)
     prepared = stages.prepare(found, root, say)
     left = 60 * minutes - RESERVE_SECONDS - (time.perf_counter() - started)
@@ -56,8 +56,10 @@ def demo(root: Path, minutes: float, say: Callable[[str], None], follow: Follow)
     changes = {"training": {"steps": steps, "validate_every": every, "sample_every": every}}
     found = parts_of.resolve(merge(recipe, changes))
     run = _free_run(root)
-    commands = _commands(run, root, changes["training"])
-    outcome = follow(TrainingRun(found, prepared, run, distribution.join("auto"), fingerprint(recipe)), commands[0])
+    commands = _commands(run, root, overrides, changes["training"])
+    outcome = follow(
+        TrainingRun(found, prepared, run, distribution.join("auto"), fingerprint(raw("demo"))), commands[0]
+    )
     if outcome["state"] == "interrupted":
         return Arrived(run, [], commands, time.perf_counter() - started, "interrupted")
     say("measuring the model and the baselines on the same held-out bytes")
@@ -73,9 +75,10 @@ def _free_run(root: Path) -> RunFolder:
     return run
 
 
-def _commands(run: RunFolder, root: Path, changes: dict[str, Any]) -> list[str]:
+def _commands(run: RunFolder, root: Path, overrides: Sequence[str], changes: dict[str, Any]) -> list[str]:
     where = ["--root", str(root)]
-    sets = [word for key, value in changes.items() for word in ("--set", f"training.{key}={value}")]
+    settings = [*overrides, *(f"training.{key}={value}" for key, value in changes.items())]
+    sets = [word for setting in settings for word in ("--set", setting)]
     words = [
         ["armillary", "train", "demo", "--name", run.name, *sets, *where],
         ["armillary", "evaluate", run.name, "--references", *where],

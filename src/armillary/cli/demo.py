@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from armillary.cli.options import DryRun, Json, LogLevel
+from armillary.cli.options import DryRun, Json, LogLevel, Set
 from armillary.cli.screen import Screen, seconds, show_json
 
 
 def demo(
     root: Annotated[Path, typer.Option(help="Folder for its artefacts/ and runs/.")] = Path("demo"),
     minutes: Annotated[float, typer.Option(help="How long all of it may take.")] = 3.0,
+    overrides: Set = None,
     as_json: Json = False,
     dry_run: DryRun = False,
     log_level: LogLevel = "info",
@@ -29,9 +30,11 @@ def demo(
     if dry_run:
         from armillary import recipe
 
-        show_json(recipe.raw("demo"))
+        show_json(recipe.raw("demo", overrides or []))
         return
-    arrived = journey.demo(root, minutes, screen.say, lambda run, command: follow(run, screen, command))
+    arrived = journey.demo(
+        root, minutes, overrides or [], screen.say, lambda run, command: follow(run, screen, command)
+    )
     if arrived.state == "interrupted":
         screen.say(f"saved. Go on with: armillary train demo --name {arrived.run.name} --root {root} --resume auto")
         sys.exit(130)

@@ -46,6 +46,7 @@ def inspect(
     corpus: Annotated[Path, typer.Option(help="A corpus artefact to measure it on.")],
     split: Annotated[str, typer.Option(help="A split of that corpus.")] = "validation",
     as_json: Json = False,
+    log_level: LogLevel = "info",
 ) -> None:
     """Characters and bytes per token, and how much of the vocabulary is used."""
     from armillary.text.corpus import open_corpus
