@@ -170,13 +170,15 @@ class Cache(Protocol):
     """State of decoding for rows × capacity tokens, preallocated. Nothing grows, nothing is kept on modules.
 
     layers: what each mixer keeps. rows: which rows of the storage this cache looks at, None for all. lengths: tokens
-    each row of the storage holds, on the host; row_lengths: those of the rows looked at.
+    each row of the storage holds, on the host; row_lengths: those of the rows looked at. is_seen_whole: attention looks
+    at every slot under a mask, so that the shapes of a step never change.
     """
 
     layers: list[Any]
     lengths: Int[Tensor, " R"]
     capacity: int
     rows: Int[Tensor, " n"] | None
+    is_seen_whole: bool
 
     @property
     def row_lengths(self) -> Int[Tensor, " n"]: ...
@@ -194,6 +196,10 @@ class Cache(Protocol):
 
     def at(self, rows: Int[Tensor, " n"]) -> Cache:
         """The same storage, seen as these rows only: a forward pass writes into them."""
+        ...
+
+    def whole(self) -> Cache:
+        """The same storage, every row and slot of it: what a compiled step is given."""
         ...
 
     def rewind(self, rows: Int[Tensor, " n"], n: Int[Tensor, " n"]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from armillary import registry
+from armillary.assemble.build import OpenModel
 from armillary.assemble.parts import Parts
 from armillary.contracts import BOS, Tokenizer
 from armillary.model.network import LanguageNetwork
@@ -49,9 +50,18 @@ def continuations(
     prompts: Sequence[str],
     sampler: LeftToRight,
     seed: int = 0,
+    *,
+    compiled: bool = False,
 ) -> list[Continuation]:
     """One continuation a prompt; row i draws from (seed, i), whatever the others are."""
     rows = [[BOS, *tokenizer.encode(prompt)] for prompt in prompts]
     capacity = max(len(row) for row in rows) + sampler.max_new_tokens
-    view = CachedNextToken(network, len(rows), capacity)
+    view = CachedNextToken(network, len(rows), capacity, compiled=compiled)
     return sampler.generate(view, rows, [key(seed, "sample", i) for i in range(len(rows))], tokenizer)
+
+
+def from_model(model: OpenModel, prompts: Sequence[str], sampler: LeftToRight, seed: int = 0) -> list[Continuation]:
+    """`continuations` in the precision the recipe names, compiled where it says so."""
+    how = model.parts.recipe.sampling
+    network = model.network.bfloat16() if how.precision == "bf16" else model.network
+    return continuations(network, model.tokenizer, prompts, sampler, seed, compiled=how.compile)

@@ -51,7 +51,7 @@ def sample(
         show_json({"run": model.run.name, "step": model.step, "prompts": prompts, "settings": settings.model_dump()})
         return
     Screen(log_level).debug(f"{model.run.name}, step {model.step}, {model.network.n_vocab:,} tokens")
-    found = sampling.continuations(model.network, model.tokenizer, prompts, settings, seed)
+    found = sampling.from_model(model, prompts, settings, seed)
     if as_json:
         rows = [{"prompt": p, "text": c.text, "finish": c.finish, "n_tokens": c.n_tokens, "nats": -c.log_p}
                 for p, c in zip(prompts, found, strict=True)]  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from armillary.contracts import Backbone, BackbonePart, Cache, Layout
 from armillary.nn.head import VocabularyHead
+from armillary.nn.linear import Linear
 
 
 class LanguageNetwork(nn.Module):
@@ -24,7 +25,7 @@ class LanguageNetwork(nn.Module):
         self.n_vocab = n_vocab
         self.embedding = nn.Embedding(n_vocab + n_extra, backbone.width)
         self.backbone = backbone.build()
-        self.output_head = None if tied else nn.Linear(backbone.width, n_vocab, bias=False)
+        self.output_head = None if tied else Linear(backbone.width, n_vocab, bias=False)
         nn.init.normal_(self.embedding.weight, std=0.02)
         if self.output_head is not None:
             nn.init.normal_(self.output_head.weight, std=0.02)

@@ -5,11 +5,14 @@ Source: Vaswani et al. 2017, arXiv 1706.03762; grouped queries: Ainslie et al. 2
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from armillary.nn import blocked_attention
 from armillary.nn.cache import AttentionState
+from armillary.nn.linear import Linear, is_single_row_step
 from armillary.nn.rotary import Rotation, rotate
 from armillary.nn.sight import Sight
 
@@ -22,10 +25,10 @@ class Attention(nn.Module):
         self.n_heads, self.n_kv_heads = n_heads, n_kv_heads or n_heads
         self.head_dim = width // n_heads
         self.dropout = dropout
-        self.q = nn.Linear(width, width, bias=bias)
-        self.k = nn.Linear(width, self.n_kv_heads * self.head_dim, bias=bias)
-        self.v = nn.Linear(width, self.n_kv_heads * self.head_dim, bias=bias)
-        self.o = nn.Linear(width, width, bias=bias)
+        self.q = Linear(width, width, bias=bias)
+        self.k = Linear(width, self.n_kv_heads * self.head_dim, bias=bias)
+        self.v = Linear(width, self.n_kv_heads * self.head_dim, bias=bias)
+        self.o = Linear(width, width, bias=bias)
 
     def forward(
         self,
@@ -41,16 +44,35 @@ class Attention(nn.Module):
             assert sight.slots is not None
             k, v = state.exchange(k, v, sight.rows, sight.slots, sight.n_seen)
             k, v = k.to(q.dtype), v.to(q.dtype)
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=sight.mask,
-            is_causal=sight.is_causal,
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.n_kv_heads != self.n_heads,
+        return self.o(self._attend(q, k, v, sight).transpose(1, 2).flatten(2))
+
+    def _attend(
+        self, q: Float[Tensor, "B H L E"], k: Float[Tensor, "B K S E"], v: Float[Tensor, "B K S E"], sight: Sight
+    ) -> Float[Tensor, "B H L E"]:
+        if is_single_row_step(q.transpose(1, 2).flatten(2)):
+            return _attend_from_one(q, k, v, sight.mask)
+        dropout = self.dropout if self.training else 0.0
+        groups = self.n_heads // self.n_kv_heads
+        if torch.is_grad_enabled() and q.device.type == "cpu" and q.shape[2] <= blocked_attention.LONGEST:
+            if groups > 1:
+                k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+            return blocked_attention.attend(q, k, v, sight.mask, sight.is_causal, dropout)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=sight.mask, is_causal=sight.is_causal, dropout_p=dropout, enable_gqa=groups > 1
         )
-        return self.o(out.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Float[Tensor, "B L HE"]) -> Float[Tensor, "B H L E"]:
         return x.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+
+
+def _attend_from_one(
+    q: Float[Tensor, "1 H 1 E"], k: Float[Tensor, "1 K S E"], v: Float[Tensor, "1 K S E"], mask: Tensor | None
+) -> Float[Tensor, "1 H 1 E"]:
+    """One query as sums of products, in fp32: a compiled step makes two passes over keys and values of it."""
+    groups = q.shape[1] // k.shape[1]
+    queries = q.unflatten(1, (-1, groups)).float() * q.shape[-1] ** -0.5
+    scores = (queries * k[:, :, None].float()).sum(-1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, :, None, 0], -torch.inf)
+    p = torch.softmax(scores, dim=-1)
+    return (p[..., None] * v[:, :, None].float()).sum(-2, keepdim=True).flatten(1, 2).to(q.dtype)

@@ -74,8 +74,11 @@ class DecodingCache:
         lengths: Int[Tensor, " R"],
         capacity: int,
         rows: Int[Tensor, " n"] | None = None,
+        *,
+        is_seen_whole: bool = False,
     ) -> None:
         self.layers, self.lengths, self.capacity, self.rows = list(layers), lengths, capacity, rows
+        self.is_seen_whole = is_seen_whole
 
     @classmethod
     def of(cls, layers: Sequence[LayerState], n_rows: int, capacity: int) -> DecodingCache:
@@ -98,6 +101,10 @@ class DecodingCache:
     def select(self, rows: Int[Tensor, " n"]) -> DecodingCache:
         layers = [layer.select(rows) for layer in self.layers]
         return DecodingCache(layers, self.lengths[rows.cpu()].clone(), self.capacity)
+
+    def whole(self) -> DecodingCache:
+        """The same storage, all rows; every step looks at all slots under a mask, so that its shapes never change."""
+        return DecodingCache(self.layers, self.lengths, self.capacity, is_seen_whole=True)
 
     def at(self, rows: Int[Tensor, " n"]) -> DecodingCache:
         return DecodingCache(self.layers, self.lengths, self.capacity, rows)

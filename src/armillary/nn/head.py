@@ -16,6 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from armillary.nn.linear import linear
+
 CHUNK = 1024
 """Rows whose logits are held at once: fewer pay for adding up the weight's gradient, more for memory."""
 
@@ -58,7 +60,7 @@ class VocabularyHead:
 
 def _log_p(rows: Float[Tensor, "n D"], weight: Float[Tensor, "V D"]) -> Float[Tensor, "n V"]:
     rows = rows.to(_compute_dtype(rows, weight))
-    logits = rows @ weight.to(rows.dtype).T
+    logits = linear(rows, weight.to(rows.dtype))
     return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
 
 

@@ -76,6 +76,8 @@ def _look_into_cache(layout: Layout, n_positions: int, device: torch.device, cac
     assert layout.direction != "blocks", "decoding by blocks is `full` over a cache of finished blocks"
     before = cache.row_lengths.to(device, non_blocking=True)[:, None]
     places = before + torch.arange(n_positions, device=device)
+    if cache.is_seen_whole:
+        return _look_at_all_slots(layout, places, cache)
     slots = places
     n_new: Int[Tensor, " R"] | int = n_positions
     if layout.segments is not None:
@@ -94,3 +96,10 @@ def _look_into_cache(layout: Layout, n_positions: int, device: torch.device, cac
     key = torch.arange(n_seen, device=device)
     limit = places if layout.direction == "causal" else (after.to(device)[:, None] - 1).expand_as(places)
     return Sight(positions, is_causal=False, mask=(key <= limit[:, :, None])[:, None], **where)
+
+
+def _look_at_all_slots(layout: Layout, places: Int[Tensor, "B L"], cache: Cache) -> Sight:
+    assert layout.segments is None and layout.direction == "causal", "a step of decoding: one new token a row"
+    seen = torch.arange(cache.capacity, device=places.device) <= places[:, :, None]
+    positions = layout.positions if layout.positions is not None else places
+    return Sight(positions, is_causal=False, mask=seen[:, None], slots=places, n_seen=cache.capacity)
