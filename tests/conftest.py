@@ -8,7 +8,7 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
-for room in ("nn", "backbones", "objectives", "samplers", "model"):
+for room in ("nn", "corruption", "backbones", "objectives", "samplers", "model"):
     jaxtyping.install_import_hook(f"armillary.{room}", "beartype.beartype")
 
 import torch  # noqa: E402

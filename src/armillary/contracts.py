@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -215,14 +215,14 @@ class Cache(Protocol):
 class Backbone(Protocol):
     """(B, L, D) → (B, L, D). Honours every layout and cache it is given, or does not exist.
 
-    condition: added to x, broadcast to (B, L, D), unless the backbone has a finer use for it.
+    noise_level: how corrupted each position is, in [0, 1]; None where the backbone is not conditioned on it.
     """
 
     def __call__(
         self,
         x: Float[Tensor, "B L D"],
         layout: Layout,
-        condition: Float[Tensor, "..."] | None = None,
+        noise_level: Float[Tensor, "B #L"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "B L D"]: ...
 
@@ -262,8 +262,13 @@ class Head(Protocol):
 
     def log_p(self, rows: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]: ...
 
-    def reduce(self, rows: Float[Tensor, "n D"], fn: Callable[..., Tensor], *extras: Tensor) -> Float[Tensor, "n ..."]:
-        """`fn(log_p of a chunk, the chunk of each extra)`, with one entry a row; differentiable."""
+    def reduce(
+        self, rows: Float[Tensor, "n D"], fn: Callable[..., Tensor], *extras: Tensor, normalised: bool = True
+    ) -> Float[Tensor, "n ..."]:
+        """`fn(log_p of a chunk, the chunk of each extra)`, with one entry a row; differentiable.
+
+        normalised False: fn gets the logits.
+        """
         ...
 
 
@@ -272,12 +277,18 @@ class Network(Protocol):
     """What an objective sees of a model."""
 
     @property
+    def n_vocab(self) -> int: ...
+
+    @property
     def head(self) -> Head: ...
 
     def parameters(self) -> Iterator[torch.nn.Parameter]: ...
 
     def hidden(
-        self, tokens: Int[Tensor, "B L"], layout: Layout, condition: Tensor | None = None
+        self,
+        tokens: Int[Tensor, "B L"],
+        layout: Layout,
+        noise_level: Float[Tensor, "B #L"] | None = None,
     ) -> Float[Tensor, "B L D"]: ...
 
 
@@ -287,7 +298,17 @@ class Objective(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """What `score` is: exact or a bound."""
+        """What `score` is: exact or a bound; monte_carlo_bound where it depends on the draws."""
+        ...
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """What a model that learnt this offers to samplers: "next_token", "absorbing", "uniform", "blocks", "any_order"."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the network must have beyond the layout: "noise_level", "target_positions"."""
         ...
 
     @property
@@ -302,7 +323,22 @@ class Objective(Protocol):
     def loss(self, network: Network, batch: Batch, draws: dict[str, Tensor]) -> Loss: ...
 
     def score(self, network: Network, batch: Batch, draws: dict[str, Tensor]) -> Float[Tensor, "B T"]:
-        """Nats of each token of [1:], zero where it is not scored. The others are context, given clean."""
+        """Nats of each token of [1:], zero where it is context, given clean.
+
+        With draws of another seed it is another estimate, for a Monte-Carlo bound. An objective that looks at what
+        follows pays for a bos behind a scored eos too, or that bos would tell where documents end.
+        """
+        ...
+
+
+@runtime_checkable
+class OrderedObjective(Protocol):
+    """An objective whose model has an exact likelihood for every order in which tokens are revealed."""
+
+    def score_where(
+        self, network: Network, batch: Batch, hidden: Bool[Tensor, "B T"], asked: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B T"]:
+        """Nats of the tokens of [1:] at `asked` (a part of `hidden`), given all that is not hidden; zero elsewhere."""
         ...
 
 
@@ -329,3 +365,111 @@ class NextToken(Protocol):
     def release(self, slots: Sequence[int]) -> None:
         """Empties slots whose text has ended."""
         ...
+
+
+@runtime_checkable
+class Denoise(Protocol):
+    """The view of a model that restores corrupted positions, all of them in parallel."""
+
+    @property
+    def n_vocab(self) -> int: ...
+
+    @property
+    def uses_noise_level(self) -> bool:
+        """Whether log_p0 depends on t: where it does not, it is the same as long as the tokens are."""
+        ...
+
+    def alpha(self, t: Float[Tensor, " B"]) -> Float[Tensor, " B"]: ...
+
+    def time(self, alpha: Float[Tensor, " B"]) -> Float[Tensor, " B"]: ...
+
+    def prior(self, u: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+        """Tokens at t = 1, from uniform numbers."""
+        ...
+
+    def undecided(self, tokens: Int[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
+        """Positions that may still change."""
+        ...
+
+    def log_p0(
+        self, tokens: Int[Tensor, "B L"], t: Float[Tensor, " B"], where: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "n V"]:
+        """Of the clean token at the n positions of `where`, in order; for a uniform corruption, given all others."""
+        ...
+
+    def reverse(
+        self,
+        tokens: Int[Tensor, "B L"],
+        where: Bool[Tensor, "B L"],
+        log_p0: Float[Tensor, "n V"],
+        t: Float[Tensor, " B"],
+        s: Float[Tensor, " B"],
+        u: Float[Tensor, "B L 2"],
+    ) -> Int[Tensor, "B L"]:
+        """One step of the reverse process from t to s, at the positions of `where`."""
+        ...
+
+
+@runtime_checkable
+class Blocks(Protocol):
+    """The view of a model that writes block after block. Of the block in hand it is a Denoise."""
+
+    @property
+    def block(self) -> int:
+        """Positions of a block."""
+        ...
+
+    def open(self, n_rows: int, n_tokens: int) -> Denoise:
+        """Empty rows of at most n_tokens; the view that restores their current block."""
+        ...
+
+    def close_block(self, tokens: Int[Tensor, "B b"]) -> None:
+        """The current block is finished: what follows sees these tokens."""
+        ...
+
+
+@runtime_checkable
+class AnyOrder(Protocol):
+    """The view of a causal model that reads tokens in any order and is asked for any position."""
+
+    @property
+    def n_vocab(self) -> int: ...
+
+    def draft(
+        self, tokens: Int[Tensor, "B L"], is_known: Bool[Tensor, "B L"], order: Int[Tensor, "B L"]
+    ) -> Float[Tensor, "B L V"]:
+        """log_p of every position given the known ones alone, each as if it came next. order: known positions first."""
+        ...
+
+    def verify(self, tokens: Int[Tensor, "B L"], order: Int[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
+        """log_p of every position given those before it in the order, in one causal pass. By position, not by order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a sampler must leave as it is: a prompt, a suffix, holes between. tokens count only where is_given."""
+
+    tokens: Int[Tensor, "B L"]
+    is_given: Bool[Tensor, "B L"]
+
+
+@dataclass(frozen=True)
+class State:
+    """Texts on their way. n_evaluations: rows that the network was asked for so far, over the rows there are."""
+
+    tokens: Int[Tensor, "B L"]
+    n_evaluations: float
+
+
+@runtime_checkable
+class ParallelSampler(Protocol):
+    """A file of samplers/ for the views that are not left to right. The last state is the result.
+
+    Two uniform numbers or more for each position and step come from the row's own generator, so that a row's text does
+    not depend on the rows beside it.
+    """
+
+    views: ClassVar[tuple[str, ...]]
+
+    def run(self, view: Any, given: Given, generators: Sequence[torch.Generator]) -> Iterator[State]: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,8 +28,17 @@ from armillary.training.loop import Course
 def network(parts: Parts, n_vocab: int) -> LanguageNetwork:
     """Initialised from the recipe's seed alone."""
     torch.manual_seed(key(parts.recipe.seed, "initialisation"))
-    n_extra = parts.objective.n_extra_embeddings
-    return LanguageNetwork(parts.backbone, n_vocab, tied=parts.recipe.model.tied, n_extra=n_extra)
+    return LanguageNetwork(parts.backbone, n_vocab, **network_options(parts))
+
+
+def network_options(parts: Parts) -> dict[str, Any]:
+    """What a recipe says of a network beside its backbone."""
+    objective = parts.objective
+    return {
+        "tied": parts.recipe.model.tied,
+        "n_extra": objective.n_extra_embeddings,
+        "is_told_targets": "target_positions" in objective.needs,
+    }
 
 
 def learner(parts: Parts, n_vocab: int, device: torch.device) -> Learner:

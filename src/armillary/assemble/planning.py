@@ -35,8 +35,7 @@ def plan(parts: Parts, n_vocab: int, training_tokens: int | None, *, measured: b
     """
     recipe = parts.recipe
     window, rows = recipe.packing.window, build.batch_rows(parts)
-    n_extra = parts.objective.n_extra_embeddings
-    meta = meta_network(parts.backbone, n_vocab, tied=recipe.model.tied, n_extra=n_extra)
+    meta = meta_network(parts.backbone, n_vocab, **build.network_options(parts))
     parameters, inner = count_parameters(meta)
     tokens = recipe.training.steps * rows * window
     flops = flops_per_token(inner, n_vocab, parts.backbone)

@@ -16,6 +16,7 @@ from armillary.contracts import Cache, Layout
 from armillary.nn.attention import Attention
 from armillary.nn.cache import AttentionState, DecodingCache
 from armillary.nn.feed_forward import GeluNetwork
+from armillary.nn.residual import Modulation, NoiseLevel, residual
 from armillary.nn.sight import Sight, look
 from armillary.nn.stack import Stack
 from armillary.refusal import Refusal
@@ -32,6 +33,7 @@ class Gpt(Part):
     max_length: int = Field(128, ge=1)
     gelu: Literal["exact", "tanh"] = "exact"
     dropout: float = Field(0.0, ge=0, lt=1)
+    knows_noise_level: bool = False
 
     @model_validator(mode="after")
     def heads_divide_the_width(self) -> Gpt:
@@ -55,6 +57,7 @@ class GptBackbone(nn.Module):
         self.drop = nn.Dropout(shape.dropout)
         self.blocks = Stack(_Block(shape) for _ in range(shape.n_layers))
         self.norm = nn.LayerNorm(shape.d_model)
+        self.noise_level = NoiseLevel(shape.d_model) if shape.knows_noise_level else None
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -65,15 +68,14 @@ class GptBackbone(nn.Module):
         self,
         x: Float[Tensor, "B L D"],
         layout: Layout,
-        condition: Float[Tensor, "..."] | None = None,
+        noise_level: Float[Tensor, "B #L"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "B L D"]:
         self._refuse_longer(x.shape[1] // 2 if layout.direction == "blocks" else x.shape[1])
-        if condition is not None:
-            x = x + condition
+        c = self.noise_level(noise_level) if self.noise_level is not None else None
         sight = look(layout, x.shape[1], x.device, cache)
         x = x + self.position_embedding(sight.positions)
-        x = self.blocks(self.drop(x), cache, sight)
+        x = self.blocks(self.drop(x), cache, sight, c)
         return self.norm(x)
 
     def allocate(self, n_rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype) -> DecodingCache:
@@ -100,7 +102,15 @@ class _Block(nn.Module):
         hidden = shape.d_ff or 4 * shape.d_model
         self.mlp = GeluNetwork(shape.d_model, hidden, "tanh" if shape.gelu == "tanh" else "none")
         self.drop = nn.Dropout(shape.dropout)
+        self.modulation = Modulation(shape.d_model) if shape.knows_noise_level else None
 
-    def forward(self, x: Float[Tensor, "B L D"], sight: Sight, state: AttentionState | None) -> Float[Tensor, "B L D"]:
-        x = x + self.drop(self.attention(self.attention_norm(x), sight, state=state))
-        return x + self.drop(self.mlp(self.mlp_norm(x)))
+    def forward(
+        self,
+        x: Float[Tensor, "B L D"],
+        sight: Sight,
+        c: Float[Tensor, "B #L D"] | None,
+        state: AttentionState | None,
+    ) -> Float[Tensor, "B L D"]:
+        first, second = self.modulation(c) if self.modulation is not None else (None, None)
+        x = residual(x, lambda h: self.attention(h, sight, state=state), self.attention_norm, self.drop, first)
+        return residual(x, self.mlp, self.mlp_norm, self.drop, second)

@@ -15,6 +15,7 @@ from armillary.contracts import Cache, Layout
 from armillary.nn.attention import Attention
 from armillary.nn.cache import AttentionState, DecodingCache
 from armillary.nn.feed_forward import SwiGlu
+from armillary.nn.residual import Modulation, NoiseLevel, residual
 from armillary.nn.rotary import Rotation, rotation
 from armillary.nn.sight import Sight, look
 from armillary.nn.stack import Stack
@@ -32,6 +33,7 @@ class Llama(Part):
     rope_theta: float = Field(10_000.0, gt=0)
     norm_eps: float = Field(1e-5, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
+    knows_noise_level: bool = False
 
     @model_validator(mode="after")
     def heads_fit(self) -> Llama:
@@ -71,8 +73,9 @@ class LlamaBackbone(nn.Module):
         self.drop = nn.Dropout(shape.dropout)
         self.blocks = Stack(_Block(shape) for _ in range(shape.n_layers))
         self.norm = nn.RMSNorm(shape.d_model, eps=shape.norm_eps)
+        self.noise_level = NoiseLevel(shape.d_model) if shape.knows_noise_level else None
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
+            if parameter.dim() == 2 and not name.endswith("modulation.table"):
                 writes_to_residual = name.endswith(("attention.o.weight", "mlp.down.weight"))
                 scale = (2 * shape.n_layers) ** -0.5 if writes_to_residual else 1.0
                 nn.init.normal_(parameter, std=0.02 * scale)
@@ -81,14 +84,13 @@ class LlamaBackbone(nn.Module):
         self,
         x: Float[Tensor, "B L D"],
         layout: Layout,
-        condition: Float[Tensor, "..."] | None = None,
+        noise_level: Float[Tensor, "B #L"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "B L D"]:
-        if condition is not None:
-            x = x + condition
+        c = self.noise_level(noise_level) if self.noise_level is not None else None
         sight = look(layout, x.shape[1], x.device, cache)
         turn = rotation(sight.positions, self.shape.d_model // self.shape.n_heads, self.shape.rope_theta)
-        return self.norm(self.blocks(self.drop(x), cache, sight, turn))
+        return self.norm(self.blocks(self.drop(x), cache, sight, turn, c))
 
     def allocate(self, n_rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype) -> DecodingCache:
         s = self.shape
@@ -105,9 +107,16 @@ class _Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(shape.d_model, eps=shape.norm_eps)
         self.mlp = SwiGlu(shape.d_model, shape.hidden)
         self.drop = nn.Dropout(shape.dropout)
+        self.modulation = Modulation(shape.d_model) if shape.knows_noise_level else None
 
     def forward(
-        self, x: Float[Tensor, "B L D"], sight: Sight, turn: Rotation, state: AttentionState | None
+        self,
+        x: Float[Tensor, "B L D"],
+        sight: Sight,
+        turn: Rotation,
+        c: Float[Tensor, "B #L D"] | None,
+        state: AttentionState | None,
     ) -> Float[Tensor, "B L D"]:
-        x = x + self.drop(self.attention(self.attention_norm(x), sight, turn, state))
-        return x + self.drop(self.mlp(self.mlp_norm(x)))
+        first, second = self.modulation(c) if self.modulation is not None else (None, None)
+        x = residual(x, lambda h: self.attention(h, sight, turn, state), self.attention_norm, self.drop, first)
+        return residual(x, self.mlp, self.mlp_norm, self.drop, second)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from armillary.contracts import Backbone, BackbonePart, Cache, Layout
 from armillary.nn.head import VocabularyHead
 from armillary.nn.linear import Linear
+from armillary.nn.sinusoidal import sinusoids
 
 
 class LanguageNetwork(nn.Module):
@@ -18,15 +19,29 @@ class LanguageNetwork(nn.Module):
 
     The embedding has n_vocab + n_extra rows (an absorbing corruption's MASK is row V), the head n_vocab: the extra
     inputs have no probability by construction. Tied, the head is the first n_vocab rows of the embedding.
+
+    is_told_targets: each position also receives the position it predicts, a sinusoidal code through one D × D matrix
+    (Pannatier et al. 2024, arXiv 2404.09562, section 2).
     """
 
-    def __init__(self, backbone: BackbonePart, n_vocab: int, *, tied: bool = True, n_extra: int = 0) -> None:
+    def __init__(
+        self,
+        backbone: BackbonePart,
+        n_vocab: int,
+        *,
+        tied: bool = True,
+        n_extra: int = 0,
+        is_told_targets: bool = False,
+    ) -> None:
         super().__init__()
         self.n_vocab = n_vocab
         self.embedding = nn.Embedding(n_vocab + n_extra, backbone.width)
         self.backbone = backbone.build()
         self.output_head = None if tied else Linear(backbone.width, n_vocab, bias=False)
+        self.target = Linear(backbone.width, backbone.width, bias=False) if is_told_targets else None
         nn.init.normal_(self.embedding.weight, std=0.02)
+        if self.target is not None:
+            nn.init.normal_(self.target.weight, std=0.02)
         if self.output_head is not None:
             nn.init.normal_(self.output_head.weight, std=0.02)
 
@@ -39,20 +54,23 @@ class LanguageNetwork(nn.Module):
         self,
         tokens: Int[Tensor, "B L"],
         layout: Layout,
-        condition: Tensor | None = None,
+        noise_level: Float[Tensor, "B #L"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "B L D"]:
         """Last hidden state. A cache is written and advanced."""
         backbone = cast(Backbone, self.backbone)
-        out = backbone(self.embedding(tokens), layout, condition, cache)
+        x = self.embedding(tokens)
+        if self.target is not None and layout.target_positions is not None:
+            x = x + self.target(sinusoids(layout.target_positions, x.shape[-1]).to(x.dtype))
+        out = backbone(x, layout, noise_level, cache)
         if cache is not None:
             segments = layout.segments
             cache.advance(tokens.shape[1] if segments is None else (segments >= 0).sum(1).cpu())
         return out
 
-    def forward(self, tokens: Int[Tensor, "B L"], layout: Layout, condition: Any = None) -> Float[Tensor, "B L V"]:
+    def forward(self, tokens: Int[Tensor, "B L"], layout: Layout, noise_level: Any = None) -> Float[Tensor, "B L V"]:
         """log_p of every position: for small inputs and for looking, never for training."""
-        hidden = self.hidden(tokens, layout, condition)
+        hidden = self.hidden(tokens, layout, noise_level)
         return self.head.log_p(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
 
     def allocate(self, n_rows: int, capacity: int) -> Cache:
@@ -70,7 +88,9 @@ def count_parameters(network: LanguageNetwork) -> tuple[int, int]:
     return every, every - embeddings
 
 
-def meta_network(backbone: BackbonePart, n_vocab: int, *, tied: bool, n_extra: int = 0) -> LanguageNetwork:
+def meta_network(
+    backbone: BackbonePart, n_vocab: int, *, tied: bool, n_extra: int = 0, is_told_targets: bool = False
+) -> LanguageNetwork:
     """The network without storage: to count a large one in no time."""
     with torch.device("meta"):
-        return LanguageNetwork(backbone, n_vocab, tied=tied, n_extra=n_extra)
+        return LanguageNetwork(backbone, n_vocab, tied=tied, n_extra=n_extra, is_told_targets=is_told_targets)

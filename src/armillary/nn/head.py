@@ -45,9 +45,11 @@ class VocabularyHead:
         total, nats = _WeightedNll.apply(rows, self.weight, targets, weights, label_smoothing, CHUNK)  # type: ignore[misc]
         return total, nats
 
-    def reduce(self, rows: Float[Tensor, "n D"], fn: Callable[..., Tensor], *extras: Tensor) -> Tensor:
+    def reduce(
+        self, rows: Float[Tensor, "n D"], fn: Callable[..., Tensor], *extras: Tensor, normalised: bool = True
+    ) -> Tensor:
         def run(rows: Tensor, weight: Tensor, *extras: Tensor) -> Tensor:
-            return fn(_log_p(rows, weight), *extras)
+            return fn((_log_p if normalised else _logits)(rows, weight), *extras)
 
         pieces = []
         for start in range(0, max(1, rows.shape[0]), CHUNK):
@@ -58,10 +60,14 @@ class VocabularyHead:
         return torch.cat(pieces)
 
 
-def _log_p(rows: Float[Tensor, "n D"], weight: Float[Tensor, "V D"]) -> Float[Tensor, "n V"]:
+def _logits(rows: Float[Tensor, "n D"], weight: Float[Tensor, "V D"]) -> Float[Tensor, "n V"]:
     rows = rows.to(_compute_dtype(rows, weight))
     logits = linear(rows, weight.to(rows.dtype))
-    return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _log_p(rows: Float[Tensor, "n D"], weight: Float[Tensor, "V D"]) -> Float[Tensor, "n V"]:
+    return torch.log_softmax(_logits(rows, weight), dim=-1)
 
 
 def _pick(log_p: Float[Tensor, "n V"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

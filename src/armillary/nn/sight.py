@@ -12,7 +12,6 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from armillary.contracts import Cache, Layout
-from armillary.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,6 @@ class Sight:
 
 def look(layout: Layout, n_positions: int, device: torch.device, cache: Cache | None = None) -> Sight:
     """The sight of a batch of L = n_positions. With a cache, tokens are appended behind what each row holds."""
-    if layout.target_positions is not None:
-        raise Refusal("layout: this backbone has no code for target_positions; any-order runs need one that has")
     if cache is not None:
         return _look_into_cache(layout, n_positions, device, cache)
     n = n_positions // 2 if layout.direction == "blocks" else n_positions

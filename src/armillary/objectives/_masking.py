@@ -1,0 +1,105 @@
+"""Which positions an absorbing objective hides in a step, and what each of them weighs: shared by three objectives.
+
+Source: Sahoo et al. 2024, arXiv 2406.07524, eq. 10, for the integral over t; Ou et al. 2024, arXiv 2406.03736, for its
+form without t.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from armillary.contracts import BOS, Batch, Layout
+from armillary.corruption.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Masking:
+    """hidden: positions the network does not see. weight: of the nats of each, zero where nothing is hidden.
+
+    With pairs there are 2 B rows: those with a set hidden, then the same rows with the others.
+    """
+
+    hidden: Bool[Tensor, "R T"]
+    weight: Float[Tensor, "R T"]
+
+
+def undecided(batch: Batch) -> Bool[Tensor, "B T"]:
+    """What an objective that looks ahead must restore: the scored tokens, and the bos behind a scored eos.
+
+    Were that bos given, it would tell where the document before it ends, and eos would be free.
+    """
+    tokens, scored = batch.tokens, batch.scored
+    bos = (tokens[:, 1:] == BOS) & scored[:, :-1]
+    if batch.segments is not None:  # nobody sees across documents
+        bos = bos & (batch.segments[:, 1:] == batch.segments[:, :-1])
+    return scored[:, 1:] | bos
+
+
+def layout_of(batch: Batch) -> Layout:
+    """The tokens of [1:], all of which see each other within their segment."""
+
+    def cut(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[:, 1:]
+
+    return Layout("full", segments=cut(batch.segments), positions=cut(batch.positions))
+
+
+def twice(layout: Layout) -> Layout:
+    """The layout of the rows and of the same rows again."""
+
+    def double(x: Tensor | None) -> Tensor | None:
+        return None if x is None else torch.cat([x, x])
+
+    return Layout(layout.direction, double(layout.segments), double(layout.positions), block=layout.block)
+
+
+def stratified(n: int, generator: torch.Generator, n_each: int | None = None) -> Float[Tensor, "..."]:
+    """n numbers in [0, 1), one in each n-th of it, in random order; n_each: that many independent columns."""
+    shape = (n,) if n_each is None else (n, n_each)
+    strata = torch.rand(shape, generator=generator, dtype=torch.float64).argsort(0)
+    inside = torch.rand(shape, generator=generator, dtype=torch.float64)
+    return ((strata + inside) / n).float().clamp(max=1 - 2**-24)
+
+
+def random_order(n_rows: int, n_tokens: int, generator: torch.Generator) -> Int[Tensor, "B T"]:
+    """Each row a permutation of 0 .. n_tokens - 1: the rank of each position."""
+    return torch.rand(n_rows, n_tokens, generator=generator, dtype=torch.float64).argsort(1)
+
+
+def by_count(
+    open_: Bool[Tensor, "B T"], order: Int[Tensor, "B T"], level: Float[Tensor, " B"], pairs: bool
+) -> Masking:
+    """k ~ U{1 .. n} of a row's n open positions, weight n / k: no t, no end point, no blow-up.
+
+    Pairs: a set and its complement, half of each; k = n stands alone with its full weight.
+    """
+    n = open_.sum(1, keepdim=True)
+    k = (1 + (level[:, None] * n).long()).clamp(max=n.clamp(min=1))
+    # The rank of a position among the open ones of its row: closed ones come last.
+    rank = torch.where(open_, order, order.shape[1]).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+    hidden = open_ & (rank < k)
+    whole = n.to(level.dtype)
+    if not pairs:
+        return Masking(hidden, hidden * (whole / k))
+    others = open_ & ~hidden
+    half = torch.where(k < n, whole / 2, whole)
+    weight = torch.cat([hidden * (half / k), others * (whole / 2 / (n - k).clamp(min=1))])
+    return Masking(torch.cat([hidden, others]), weight)
+
+
+def by_time(
+    open_: Bool[Tensor, "B T"], u: Float[Tensor, "B T"], t: Float[Tensor, " B"], schedule: Schedule, pairs: bool
+) -> Masking:
+    """Every open position hidden with probability 1 - alpha(t), weight -alpha' / (1 - alpha).
+
+    Pairs: u and 1 - u, at the same t.
+    """
+    t = t[:, None].clamp(min=1e-6)
+    alpha, slope = schedule.alpha(t), schedule.slope(t)
+    hidden = torch.cat([open_ & (u >= alpha), open_ & (1 - u >= alpha)]) if pairs else open_ & (u >= alpha)
+    weight = -slope / (1 - alpha)
+    return Masking(hidden, hidden * (torch.cat([weight, weight]) / 2 if pairs else weight))
