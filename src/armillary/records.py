@@ -59,7 +59,9 @@ class Protocol:
 class Likelihood:
     """What a model assigns to a split of text, with its kind and its error.
 
-    nats: total over the split. stderr_nats: Monte-Carlo error of that total, 0 where it is exact.
+    nats: total over the split, the mean of n_passes independent estimates where it is a Monte-Carlo bound.
+    stderr_nats: error of that mean, from the totals of the passes: 0 where nothing is drawn, None where one pass cannot
+    tell. With so few passes a 95 % interval is Student's: margin_nats to each side.
     interval_bits_per_byte: 95 % bootstrap interval over documents, of bits per byte (None for a lossy tokenizer).
     n_tokens counts what is scored: the text's tokens and one end per document. n_words counts whitespace-separated
     words and line ends, the convention of WikiText (241,211 words + 4,358 lines = 245,569 on its test split).
@@ -68,13 +70,14 @@ class Likelihood:
 
     nats: float
     kind: Kind
-    stderr_nats: float
+    stderr_nats: float | None
     n_tokens: int
     n_words: int
     n_bytes: int
     protocol: Protocol
     interval_bits_per_byte: tuple[float, float] | None = None
     interval_word_perplexity: tuple[float, float] | None = None
+    n_passes: int = 1
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -92,8 +95,16 @@ class Likelihood:
         """Never compared across tokenizers."""
         return perplexity(self.nats / self.n_tokens)
 
+    @property
+    def margin_nats(self) -> float | None:
+        """Half of the 95 % interval that the draws leave; None where nothing is drawn, or one pass cannot tell."""
+        if not self.stderr_nats:
+            return None
+        return student_t(self.n_passes - 1) * self.stderr_nats
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {
+            "margin_nats": self.margin_nats,
             "bits_per_byte": self.bits_per_byte,
             "word_perplexity": self.word_perplexity,
             "token_perplexity": self.token_perplexity,
@@ -113,6 +124,28 @@ class Likelihood:
 def perplexity(nats_per_unit: float) -> float:
     """exp, infinite where a float ends."""
     return math.exp(nats_per_unit) if nats_per_unit < 700 else math.inf
+
+
+def student_t(n_degrees: int) -> float:
+    """How many standard errors a 95 % interval reaches to each side, with so many degrees of freedom.
+
+    Source: Abramowitz & Stegun 1964, equations 26.7.3 and 26.7.4, inverted by bisection.
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        angle = (low + high) / 2
+        low, high = (angle, high) if _student_within(angle, n_degrees) < 0.95 else (low, angle)
+    return math.sqrt(n_degrees) * math.tan(low)
+
+
+def _student_within(angle: float, n_degrees: int) -> float:
+    """P(|t| < sqrt(n_degrees) tan(angle))."""
+    is_odd = n_degrees % 2
+    term, total = (math.cos(angle) if is_odd else 1.0), 0.0
+    for k in range(2 + is_odd, n_degrees + 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (k - 1) / k
+    return 2 / math.pi * (angle + math.sin(angle) * total) if is_odd else math.sin(angle) * total
 
 
 @dataclass(frozen=True)

@@ -423,6 +423,6 @@ def test_settings_out_of_range(field, value):
 
 
 def test_the_part_and_the_small_worlds_keep_their_contracts():
-    assert registry.names("samplers") == ["left_to_right"]
+    assert "left_to_right" in registry.names("samplers")
     assert registry.make("samplers", "left_to_right", {"stop": ["\n\n"]}).stop == ("\n\n",)
     assert isinstance(Chain(world()), NextToken) and isinstance(Pieces(), Tokenizer)

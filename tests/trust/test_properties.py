@@ -239,12 +239,16 @@ class Witness(torch.nn.Module):
     """A network and its objective at once, which writes down what it was asked to score: every token has its own id."""
 
     kind = "exact"
+    views = ("next_token",)
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.seen: list[int] = []
         self.context: dict[int, int] = {}
+
+    def draw(self, n_rows: int, n_tokens: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {}
 
     def score(self, network: Any, batch: Batch, draws: dict[str, Tensor]) -> Tensor:
         targets, scored = batch.tokens[:, 1:], batch.scored[:, 1:]

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import torch
 
 from armillary.assemble import stages
 from armillary.assemble.build import OpenModel
-from armillary.contracts import Tokenizer
+from armillary.assemble.parts import longest_row
+from armillary.contracts import Objective, Tokenizer
 from armillary.evaluation import comparison
 from armillary.evaluation.comparison import Comparison, Scores
-from armillary.evaluation.likelihood import Windowing, measure
+from armillary.evaluation.likelihood import Windowing, measure, n_network_rows
+from armillary.evaluation.orders import InOrder, Order, order_of
 from armillary.evaluation.references import Reference, TokenStream, references
 from armillary.records import Likelihood
 from armillary.refusal import ArmillaryWarning, Refusal
@@ -32,7 +35,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to measure. None: the last split the corpus has; the recipe's window and stride. packed: another text."""
+    """What to measure. None: the last split the corpus has; the recipe's window and stride. packed: another text.
+
+    samples: passes over the text, for a bound that depends on draws; None: as many as Windowing says. exact: the order
+    of an exact likelihood, in place of the bound. n_tokens: only the first documents, until they have so many.
+    """
 
     split: str | None = None
     window: int | None = None
@@ -40,6 +47,9 @@ class Wanted:
     references: bool = False
     packed: Packed | None = None
     root: Path = Path()
+    samples: int | None = None
+    exact: Order | None = None
+    n_tokens: int | None = None
 
 
 def evaluate(model: OpenModel, wanted: Wanted, progress: Progress | None = None) -> list[dict[str, Any]]:
@@ -51,9 +61,13 @@ def evaluate(model: OpenModel, wanted: Wanted, progress: Progress | None = None)
     for name, packed in _texts(model, wanted).items():
         split = wanted.split or packed.splits[-1]
         windowing = _windowing(model, wanted)
+        scoring, told = _scoring(model, wanted), progress
+        if isinstance(scoring, InOrder) and progress is not None:  # one window may take long: its rows are counted
+            total = n_network_rows(scoring, (packed, split), windowing)
+            scoring, told = replace(scoring, tick=_counter(progress, total)), None
         started = time.perf_counter()
         with torch.inference_mode():
-            scores = measure(model.network, model.parts.objective, (packed, split), windowing, progress=progress)
+            scores = measure(model.network, scoring, (packed, split), windowing, progress=told)
         seconds = time.perf_counter() - started
         stem = _stem(name, split, windowing, model, wanted)
         scores = replace(scores, name=model.run.name)
@@ -70,15 +84,21 @@ def evaluate(model: OpenModel, wanted: Wanted, progress: Progress | None = None)
 
 
 def describe(model: OpenModel, wanted: Wanted) -> dict[str, Any]:
-    """What `evaluate` would do."""
-    windowing = _windowing(model, wanted)
-    texts = {name: wanted.split or packed.splits[-1] for name, packed in _texts(model, wanted).items()}
+    """What `evaluate` would do. network_rows: rows of a window's width that the network is asked for."""
+    windowing, scoring = _windowing(model, wanted), _scoring(model, wanted)
+    texts = _texts(model, wanted)
+    splits = {name: wanted.split or packed.splits[-1] for name, packed in texts.items()}
     return {
         "run": model.run.name,
         "step": model.step,
-        "splits": texts,
+        "splits": splits,
         "window": windowing.window,
         "stride": windowing.stride,
+        "kind": scoring.kind,
+        "order": order_of(scoring),
+        "samples": windowing.samples if scoring.kind == "monte_carlo_bound" else None,
+        "tokens": windowing.n_tokens,
+        "network_rows": {n: n_network_rows(scoring, (texts[n], split), windowing) for n, split in splits.items()},
     }
 
 
@@ -99,6 +119,7 @@ def stored(models: Sequence[OpenModel], wanted: Wanted) -> list[tuple[Path, bool
     for model in models:
         name, packed = next(iter(_texts(model, wanted).items()))
         split = wanted.split or packed.splits[-1]
+        _scoring(model, wanted)  # refused before another run is measured
         stem = _stem(name, split, _windowing(model, wanted), model, wanted)
         path = model.run.path / "evaluation" / "scores" / f"{stem}.json"
         found.append((path, path.is_file()))
@@ -117,8 +138,14 @@ def stored_comparison(runs: Sequence[RunFolder]) -> Comparison | None:
     shared = [scores for key, scores in found[0].items() if all(key in other for other in found)]
     if len(runs) < 2 or not shared:
         return None
-    best = max(shared, key=lambda scores: ("train", "validation", "test").index(scores.likelihood.protocol.split))
+    best = max(shared, key=_tells)
     return comparison.compare([scores[best.likelihood.protocol.hash] for scores in found])
+
+
+def _tells(scores: Scores) -> tuple[int, int]:
+    """The more telling of two results: test before validation before train, then the one with more documents."""
+    split, _, _ = scores.likelihood.protocol.split.partition("[")
+    return ("train", "validation", "test").index(split), scores.likelihood.protocol.n_documents
 
 
 def _texts(model: OpenModel, wanted: Wanted) -> dict[str, Packed]:
@@ -132,16 +159,41 @@ def _windowing(model: OpenModel, wanted: Wanted) -> Windowing:
     usual = section.window or model.parts.recipe.packing.window
     window = wanted.window or usual
     limit = model.parts.backbone.max_length
-    if limit is not None and window > limit:
-        raise Refusal(f"--window {window}: the model has learned {limit} positions; give at most {limit}")
+    extra = longest_row(model.parts.objective, window) - window
+    if limit is not None and window + extra > limit:
+        raise Refusal(f"--window {window}: the model has learned {limit} positions; give at most {limit - extra}")
     stride = wanted.stride or (section.stride if window == usual else None) or max(1, window // 2)
-    return Windowing(window, stride, section.batch_rows)
+    windowing = Windowing(window, stride, section.batch_rows, wanted.n_tokens)
+    return windowing if wanted.samples is None else replace(windowing, samples=wanted.samples)
+
+
+def _scoring(model: OpenModel, wanted: Wanted) -> Objective | InOrder:
+    """The objective as it is, or in an exact order. Raises Refusal for an order it does not have."""
+    if wanted.exact is None:
+        return model.parts.objective
+    return InOrder(model.parts.objective, wanted.exact, model.parts.recipe.evaluation.batch_rows)
+
+
+def _counter(progress: Progress, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def tick(n_rows: int) -> None:
+        nonlocal done
+        done += n_rows
+        progress(done, total)
+
+    return tick
 
 
 def _stem(corpus: str, split: str, windowing: Windowing, model: OpenModel, wanted: Wanted) -> str:
-    """Names all that a figure depends on: corpus, split, step, window and stride."""
+    """Names all that a figure depends on: corpus, split, step, window and stride, order or number of passes, length."""
     where = f"{wanted.packed.about['corpus_fingerprint'][:8]}-" if wanted.packed is not None else ""
-    return f"{corpus}-{where}{split}-step{model.step:08d}-w{windowing.window}-s{windowing.stride}"
+    stem = f"{corpus}-{where}{split}-step{model.step:08d}-w{windowing.window}-s{windowing.stride}"
+    if wanted.exact is not None:
+        stem += f"-exact-{wanted.exact}"
+    elif model.parts.objective.kind == "monte_carlo_bound":
+        stem += f"-n{windowing.samples}"
+    return stem if windowing.n_tokens is None else f"{stem}-t{windowing.n_tokens}"
 
 
 def _references(model: OpenModel, held_out: tuple[Packed, str], scores: Scores, root: Path) -> list[dict[str, Any]]:
@@ -155,8 +207,9 @@ def _references(model: OpenModel, held_out: tuple[Packed, str], scores: Scores, 
         return []
     text = packed.split(split)
     lossless = bool(packed.about["is_lossless"])
-    texts = [_bytes(part, model.tokenizer) for part in (train, text)] if lossless else [None, None]
-    found = references(_stream(train), _stream(text), packed.about["n_vocab"], *texts)
+    n = len(scores.nats)
+    texts = [_bytes(train, model.tokenizer), islice(_bytes(text, model.tokenizer), n)] if lossless else [None, None]
+    found = references(_stream(train), _stream(text, n), packed.about["n_vocab"], *texts)
     return [_as_json(reference, scores) for reference in found]
 
 
@@ -179,8 +232,11 @@ def _as_json(reference: Reference, scores: Scores) -> dict[str, Any]:
     return likelihood.as_json() | {"name": reference.name, "about": reference.about, "seconds": reference.seconds}
 
 
-def _stream(part: PackedSplit) -> TokenStream:
-    return TokenStream(np.asarray(part.tokens), np.asarray(part.document_starts))
+def _stream(part: PackedSplit, n_documents: int | None = None) -> TokenStream:
+    starts = np.asarray(part.document_starts)
+    n = len(starts) if n_documents is None else n_documents
+    end = int(starts[n]) if n < len(starts) else len(part.tokens)
+    return TokenStream(np.asarray(part.tokens[:end]), starts[:n])
 
 
 def _bytes(part: PackedSplit, tokenizer: Tokenizer) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from armillary import artefact, recipe, registry
+from armillary.assemble import compatibility
 from armillary.contracts import BackbonePart, Objective, Source, TokenizerPart
 from armillary.recipe import Choice, Recipe
 from armillary.refusal import Refusal
@@ -41,20 +42,16 @@ def resolve(raw: Mapping[str, Any]) -> Parts:
         return Choice(name=choice.name, **{**part.model_dump(mode="json"), **choice.fields})
 
     backbone: BackbonePart = make("backbones", checked.model.backbone)
-    window = checked.packing.window
-    if backbone.max_length is not None and backbone.max_length < window:
-        raise Refusal(
-            f"recipe {checked.name}: packing.window is {window}, and model.backbone.max_length {backbone.max_length}; "
-            f"set model.backbone.max_length={window}"
-        )
+    objective = make("objectives", checked.objective)
     training, sampling = checked.training, checked.sampling
+    sampler_choice = sampling.sampler or Choice(name=compatibility.usual_sampler(objective))
+    sampler = make("samplers", sampler_choice)
+    _refuse_misfits(checked, (backbone, objective, (sampler_choice.name, sampler)), folders)
     schedule = make("training/schedules", training.schedule)
     schedule.check(training.steps)
     sources = {name: make("text/sources", corpus.source) for name, corpus in checked.corpora.items()}
     tokenizer = make("tokens/tokenizers", checked.tokenizer)
-    objective = make("objectives", checked.objective)
     optimizer = make("training/optimizers", training.optimizer)
-    sampler = make("samplers", sampling.sampler)
     filled = {
         "corpora": {
             n: c.model_copy(update={"source": whole(sources[n], c.source)}) for n, c in checked.corpora.items()
@@ -65,10 +62,35 @@ def resolve(raw: Mapping[str, Any]) -> Parts:
         "training": training.model_copy(
             update={"optimizer": whole(optimizer, training.optimizer), "schedule": whole(schedule, training.schedule)}
         ),
-        "sampling": sampling.model_copy(update={"sampler": whole(sampler, sampling.sampler)}),
+        "sampling": sampling.model_copy(update={"sampler": whole(sampler, sampler_choice)}),
     }
     complete = checked.model_copy(update=filled)
     return Parts(complete, folders, sources, tokenizer, backbone, objective, optimizer, schedule, sampler)
+
+
+def longest_row(objective: Any, window: int) -> int:
+    """Positions that a row of this window takes: one more where the first token is read and any place comes next."""
+    return window + ("target_positions" in objective.needs)
+
+
+def _refuse_misfits(checked: Recipe, found: tuple[Any, Any, compatibility.Named], folders: Sequence[Path]) -> None:
+    """found: backbone, objective, the sampler with its name."""
+    backbone, objective, sampler = found
+    learnt = (checked.objective.name, objective)
+    fault = compatibility.network_fault((checked.model.backbone.name, backbone), learnt)
+    fault = fault or compatibility.sampler_fault(learnt, sampler, folders)
+    window, limit = checked.packing.window, backbone.max_length
+    longest = longest_row(objective, window)
+    if limit is not None and limit < longest:
+        more = "" if longest == window else f" ({longest} positions for {learnt[0]})"
+        fault = (
+            f"packing.window is {window}{more}, and model.backbone.max_length {limit}; "
+            f"set model.backbone.max_length={longest}"
+        )
+    if checked.sampling.compile and compatibility.shared_view(objective, sampler[1]) != "next_token":
+        fault = fault or f"sampling.compile: compiles the steps of left_to_right, not of {sampler[0]}; set it to false"
+    if fault is not None:
+        raise Refusal(f"recipe {checked.name}: {fault}")
 
 
 def with_data(raw: Mapping[str, Any], data: Path) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from armillary import artefact
 from armillary.assemble import build, stages
 from armillary.assemble.parts import Parts
 from armillary.assemble.stages import Given
-from armillary.contracts import Batch
+from armillary.contracts import Batch, Layout, Objective
 from armillary.model.network import count_parameters, meta_network
+from armillary.nn.head import VocabularyHead
 from armillary.randomness import key
 from armillary.refusal import Refusal
 from armillary.tokens import tokenizer as tokenizers
@@ -39,6 +40,7 @@ def plan(parts: Parts, n_vocab: int, training_tokens: int | None, *, measured: b
     parameters, inner = count_parameters(meta)
     tokens = recipe.training.steps * rows * window
     flops = flops_per_token(inner, n_vocab, parts.backbone)
+    training_flops = 3 * positions_read(parts.objective, window) * flops(window)
     facts: dict[str, Any] = {
         "recipe": recipe.name,
         "n_vocab": n_vocab,
@@ -49,10 +51,10 @@ def plan(parts: Parts, n_vocab: int, training_tokens: int | None, *, measured: b
         "tokens": tokens,
         "tokens_per_parameter": tokens / parameters,
         "equivalent_epochs": tokens / training_tokens if training_tokens else None,
-        "training_flops": 3 * flops(window) * tokens,
+        "training_flops": training_flops * tokens,
     }
     if measured:
-        facts |= _measured(parts, n_vocab, parameters, 3 * flops(window) * window)
+        facts |= _measured(parts, n_vocab, parameters, training_flops * window)
     return facts
 
 
@@ -84,6 +86,27 @@ def flops_per_token(inner: int, n_vocab: int, backbone: Any) -> Any:
     """
     layers = getattr(backbone, "n_layers", 0)
     return lambda length: 2 * (inner + n_vocab * backbone.width) + 2 * layers * backbone.width * length
+
+
+class _Counter(torch.nn.Module):
+    """A network that only counts the positions it is given."""
+
+    n_vocab = 8
+    head = VocabularyHead(torch.zeros(8, 4))
+    n_read = 0
+
+    def hidden(self, tokens: Tensor, layout: Layout, noise_level: Tensor | None = None) -> Tensor:
+        self.n_read += tokens.numel()
+        return torch.zeros(*tokens.shape, 4)
+
+
+def positions_read(objective: Objective, window: int) -> float:
+    """By the network, for each token of a row, in one loss: hidden sets with their complements read a row twice."""
+    counter, generator = _Counter(), torch.Generator().manual_seed(0)
+    tokens = torch.randint(counter.n_vocab, (4, window + 1), generator=generator)
+    batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    objective.loss(counter, batch, objective.draw(4, window, generator))
+    return counter.n_read / (4 * window)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class TrainingRun:
             facts_of.refuse_other_text(self.run, self.prepared)
         self._refuse_idle_options()
         tokenizer = self.prepared.tokenizer.tokenizer
-        self.sampler = settings(self.parts, tokenizer, self.parts.recipe.sampling.prompts, {})
+        self.manner = settings(self.parts, tokenizer, self.parts.recipe.sampling.prompts, {})
         device = self.accelerator.device
         learner = build.learner(self.parts, tokenizer.n_vocab, device)
         course = build.course(self.parts, self.prepared.packed, device)
@@ -198,7 +198,8 @@ class TrainingRun:
         judges = True
         window = self.parts.recipe.packing.window
         rows = self.settings.validation_rows
-        windowing = Windowing(window, window, self.parts.recipe.evaluation.batch_rows, rows * window if rows else None)
+        batch_rows, n_tokens = self.parts.recipe.evaluation.batch_rows, rows * window if rows else None
+        windowing = Windowing(window, window, batch_rows, n_tokens, samples=1)
         for name, packed in self.prepared.packed.items():
             if "validation" not in packed.splits:
                 continue
@@ -240,7 +241,7 @@ class TrainingRun:
             return
         tokenizer = self.prepared.tokenizer.tokenizer
         with learner.at_its_best() as network:
-            texts = continuations(cast(LanguageNetwork, network), tokenizer, sampling.prompts, self.sampler)
+            texts = continuations(cast(LanguageNetwork, network), tokenizer, sampling.prompts, self.manner)
         for prompt, found in zip(sampling.prompts, texts, strict=True):
             sample = Sample(learner.step, prompt, found.text, found.finish)
             self.run.append("samples/samples.jsonl", asdict(sample) | {"attempt": self.attempt})

@@ -68,11 +68,11 @@ class GptBackbone(nn.Module):
         self,
         x: Float[Tensor, "B L D"],
         layout: Layout,
-        noise_level: Float[Tensor, "B #L"] | None = None,
+        noise_level: Float[Tensor, " B #L"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "B L D"]:
         self._refuse_longer(x.shape[1] // 2 if layout.direction == "blocks" else x.shape[1])
-        c = self.noise_level(noise_level) if self.noise_level is not None else None
+        c = None if self.noise_level is None or noise_level is None else self.noise_level(noise_level)
         sight = look(layout, x.shape[1], x.device, cache)
         x = x + self.position_embedding(sight.positions)
         x = self.blocks(self.drop(x), cache, sight, c)
@@ -108,9 +108,9 @@ class _Block(nn.Module):
         self,
         x: Float[Tensor, "B L D"],
         sight: Sight,
-        c: Float[Tensor, "B #L D"] | None,
+        c: Float[Tensor, " B #L D"] | None,
         state: AttentionState | None,
     ) -> Float[Tensor, "B L D"]:
-        first, second = self.modulation(c) if self.modulation is not None else (None, None)
+        first, second = (None, None) if self.modulation is None or c is None else self.modulation(c)
         x = residual(x, lambda h: self.attention(h, sight, state=state), self.attention_norm, self.drop, first)
         return residual(x, self.mlp, self.mlp_norm, self.drop, second)

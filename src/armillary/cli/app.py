@@ -5,7 +5,9 @@ from __future__ import annotations
 import typer
 
 from armillary.cli import (
+    audit,
     compare,
+    compatibility,
     data,
     demo,
     doctor,
@@ -37,8 +39,10 @@ for name, verb in (
     ("evaluate", evaluate.evaluate),
     ("sample", sample.sample),
     ("compare", compare.compare),
+    ("compatibility", compatibility.compatibility),
     ("report", report.report),
     ("verify", verify.verify),
+    ("audit", audit.audit),
     ("doctor", doctor.doctor),
 ):
     app.command(name)(verb)

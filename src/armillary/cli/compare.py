@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from armillary.cli.evaluate import Exact, Samples, Tokens
 from armillary.cli.options import Checkpoint, Device, DryRun, Json, LogLevel, Root, Set
 from armillary.cli.screen import Screen, show_json
 from armillary.refusal import Refusal
@@ -19,6 +20,9 @@ def compare(
     split: Annotated[str | None, typer.Option(help="By default the last split their corpus has.")] = None,
     window: Annotated[int | None, typer.Option(min=2, help="Tokens a window sees; by default each run's own.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Tokens a window scores.")] = None,
+    samples: Samples = None,
+    exact: Exact = None,
+    tokens: Tokens = None,
     checkpoint: Checkpoint = "best",
     device: Device = "auto",
     overrides: Set = None,
@@ -35,7 +39,7 @@ def compare(
     screen = Screen(log_level)
     if len(runs) < 2:
         raise Refusal("compare: give two runs or more")
-    wanted = evaluating.Wanted(split, window, stride, root=root)
+    wanted = evaluating.Wanted(split, window, stride, root=root, samples=samples, exact=exact, n_tokens=tokens)
     models = [build.open_model(open_run(run, root), checkpoint, device, overrides or []) for run in runs]
     if dry_run:
         rows = zip(runs, evaluating.stored(models, wanted), strict=True)

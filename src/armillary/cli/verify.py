@@ -1,4 +1,4 @@
-"""`armillary verify`: an artefact against its manifest, or a run against what a causal model must do."""
+"""`armillary verify`: an artefact against its manifest, or a run against what a model of its objective must do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from armillary.cli.screen import show_json
 def verify(
     path: Annotated[str, typer.Argument(metavar="PATH", help="An artefact, a checkpoint, or a run.")],
     behaviour: Annotated[
-        bool, typer.Option(help="For a run: causality, shapes, and the shift of its targets.")
+        bool, typer.Option(help="For a run: shapes, and what its model may and must not see.")
     ] = False,
     root: Root = Path(),
     as_json: Json = False,

@@ -31,7 +31,7 @@ class Absorbing:
         return self.n_vocab + 1
 
     def corrupt(
-        self, tokens: Int[Tensor, "B L"], t: Float[Tensor, "B #L"], u: Float[Tensor, "B L"]
+        self, tokens: Int[Tensor, "B L"], t: Float[Tensor, " B #L"], u: Float[Tensor, "B L"]
     ) -> Int[Tensor, "B L"]:
         """Tokens at noise level t, from uniform numbers."""
         return torch.where(u < self.schedule.alpha(t), tokens, self.mask)

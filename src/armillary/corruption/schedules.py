@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 
@@ -39,18 +39,18 @@ class LogLinear(_Value):
 
 
 class Cosine(_Value):
-    """alpha = 1 - cos(π (1 - t) / 2)."""
+    """alpha = 1 - cos(π (1 - t) / 2) = 1 - sin(π t / 2), the form that is exactly 1 at t = 0."""
 
     name: Literal["cosine"] = "cosine"
 
     def alpha(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return 1 - torch.cos(math.pi / 2 * (1 - t))
+        return 1 - torch.sin(math.pi / 2 * t)
 
     def slope(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return -math.pi / 2 * torch.sin(math.pi / 2 * (1 - t))
 
     def time(self, alpha: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return 1 - 2 / math.pi * torch.acos((1 - alpha).clamp(-1, 1))
+        return 2 / math.pi * torch.asin((1 - alpha).clamp(-1, 1))
 
 
 class Polynomial(_Value):
@@ -76,6 +76,12 @@ class Geometric(_Value):
     low: float = Field(default=1e-3, gt=0)
     high: float = Field(default=20.0, gt=0)
 
+    @model_validator(mode="after")
+    def noise_grows(self) -> Geometric:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low} must be below high {self.high}")
+        return self
+
     def alpha(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return torch.exp(self.low - self._level(t))
 
@@ -91,3 +97,8 @@ class Geometric(_Value):
 
 
 Schedule = Annotated[LogLinear | Cosine | Polynomial | Geometric, Field(discriminator="name")]
+
+
+def end(schedule: Schedule) -> float:
+    """alpha(1): the share of tokens that the schedule leaves as they were."""
+    return float(schedule.alpha(torch.ones((), dtype=torch.float64)))

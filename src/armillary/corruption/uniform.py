@@ -5,6 +5,7 @@ Source: Austin et al. 2021, arXiv 2107.03006, section 3; Schiff et al. 2024, arX
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from armillary.corruption.categorical import draw
-from armillary.corruption.schedules import LogLinear, Schedule
+from armillary.corruption.schedules import LogLinear, Schedule, end
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Uniform:
         return self.n_vocab
 
     def corrupt(
-        self, tokens: Int[Tensor, "B L"], t: Float[Tensor, "B #L"], u: Float[Tensor, "B L"]
+        self, tokens: Int[Tensor, "B L"], t: Float[Tensor, " B #L"], u: Float[Tensor, "B L"]
     ) -> Int[Tensor, "B L"]:
         """Tokens at noise level t. One uniform number says whether a token stays and, if not, what comes instead."""
         alpha = self.schedule.alpha(t.double()).expand(u.shape)
@@ -36,6 +37,12 @@ class Uniform:
 
     def prior(self, u: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
         return (u.double() * self.n_vocab).long().clamp(max=self.n_vocab - 1)
+
+    def prior_nats(self) -> float:
+        """KL of q(z_1 | x) from the prior, of one position: what a bound owes where a schedule ends early."""
+        alpha, n = end(self.schedule), self.n_vocab
+        own, others = (1 + (n - 1) * alpha) / n, (n - 1) * (1 - alpha) / n
+        return own * math.log1p((n - 1) * alpha) + others * math.log1p(-alpha)
 
     def undecided(self, tokens: Int[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
         """Every position may still change."""

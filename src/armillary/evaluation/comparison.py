@@ -44,8 +44,9 @@ class Row:
     """One run of a comparison. Intervals are 95 %, over documents; None where there is one document only.
 
     difference_bits: bits a unit more (worse) than the first run; None for the first. is_different: its interval
-    excludes 0. stderr_bits: Monte-Carlo error in bits a unit, 0 where exact. token_perplexity: None where the
-    tokenizers of the runs differ. how: the rest of the protocol, which may differ between runs.
+    excludes 0. stderr_bits: Monte-Carlo error in bits a unit, 0 where exact, None where one pass cannot tell.
+    token_perplexity: None where the tokenizers of the runs differ. how: the rest of the protocol, which may differ
+    between runs.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Row:
     word_perplexity: float
     interval_word_perplexity: Interval | None
     token_perplexity: float | None
-    stderr_bits: float
+    stderr_bits: float | None
     difference_bits: float | None = None
     interval_difference_bits: Interval | None = None
     is_different: bool | None = None
@@ -191,7 +192,7 @@ def _refuse_other_text(first: Scores, other: Scores) -> None:
 
 
 def _row(scores: Scores, first: Scores, has_bytes: bool, has_one_tokenizer: bool) -> Row:
-    likelihood = scores.likelihood
+    likelihood, stderr = scores.likelihood, scores.likelihood.stderr_nats
     units = scores.bytes if has_bytes else scores.words
     per_word = interval(scores.nats, scores.words, scale=1)
     row = {
@@ -203,7 +204,7 @@ def _row(scores: Scores, first: Scores, has_bytes: bool, has_one_tokenizer: bool
         "word_perplexity": likelihood.word_perplexity,
         "interval_word_perplexity": per_word and (perplexity(per_word[0]), perplexity(per_word[1])),
         "token_perplexity": likelihood.token_perplexity if has_one_tokenizer else None,
-        "stderr_bits": BITS * likelihood.stderr_nats / int(units.sum()),
+        "stderr_bits": None if stderr is None else BITS * stderr / int(units.sum()),
     }
     if scores is first:
         return Row(**row)
@@ -227,6 +228,8 @@ def _notes(scores: Sequence[Scores]) -> list[str]:
         )
     elif kinds != {"exact"}:
         notes.append("all figures are bounds: the order of the bounds need not be the order of the models")
+    elif len({s.likelihood.protocol.order for s in scores}) > 1:
+        notes.append("orders differ: each figure is exact, and is that of its own order alone")
     if len(scores[0].nats) < 2:
         notes.append("one document: no interval can be given")
     return notes

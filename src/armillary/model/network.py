@@ -54,7 +54,7 @@ class LanguageNetwork(nn.Module):
         self,
         tokens: Int[Tensor, "B L"],
         layout: Layout,
-        noise_level: Float[Tensor, "B #L"] | None = None,
+        noise_level: Float[Tensor, " B #L"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "B L D"]:
         """Last hidden state. A cache is written and advanced."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from armillary.nn.linear import Linear
 
 N_FREQUENCIES = 16
-Shift = tuple[Float[Tensor, "B #L D"], Float[Tensor, "B #L D"], Float[Tensor, "B #L D"]]
+Shift = tuple[Float[Tensor, " B #L D"], Float[Tensor, " B #L D"], Float[Tensor, " B #L D"]]
 """shift, scale, gate of one layer."""
 
 
@@ -44,10 +44,11 @@ class NoiseLevel(nn.Module):
         self.up = Linear(2 * N_FREQUENCIES, hidden)
         self.down = Linear(hidden, width)
 
-    def forward(self, t: Float[Tensor, "B #L"]) -> Float[Tensor, "B #L D"]:
+    def forward(self, t: Float[Tensor, " B #L"]) -> Float[Tensor, " B #L D"]:
         # From one turn over all of [0, 1] to 1,000 radians: fine enough for a thousand sampling steps.
-        exponents = torch.linspace(math.log(math.pi), math.log(1000), N_FREQUENCIES, device=t.device)
-        angles = t[..., None].float() * exponents.exp()
+        t = t.to(torch.promote_types(t.dtype, torch.float32))
+        exponents = torch.linspace(math.log(math.pi), math.log(1000), N_FREQUENCIES, device=t.device, dtype=t.dtype)
+        angles = t[..., None] * exponents.exp()
         features = torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.up.weight.dtype)
         return self.down(torch.nn.functional.silu(self.up(features)))
 
@@ -59,6 +60,6 @@ class Modulation(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(6, width))
 
-    def forward(self, c: Float[Tensor, "B #L D"]) -> tuple[Shift, Shift]:
+    def forward(self, c: Float[Tensor, " B #L D"]) -> tuple[Shift, Shift]:
         a, b, d, e, f, g = (c[..., None, :] * self.table).unbind(-2)
         return (a, b, d), (e, f, g)

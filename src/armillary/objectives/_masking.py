@@ -15,6 +15,9 @@ from torch import Tensor
 from armillary.contracts import BOS, Batch, Layout
 from armillary.corruption.schedules import Schedule
 
+MOST_LEFT = 1e-6
+"""alpha(1) up to which an absorbing schedule counts as ended: geometric leaves e^-20."""
+
 
 @dataclass(frozen=True)
 class Masking:
@@ -42,10 +45,12 @@ def undecided(batch: Batch) -> Bool[Tensor, "B T"]:
 def layout_of(batch: Batch) -> Layout:
     """The tokens of [1:], all of which see each other within their segment."""
 
-    def cut(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x[:, 1:]
-
-    return Layout("full", segments=cut(batch.segments), positions=cut(batch.positions))
+    segments, positions = batch.segments, batch.positions
+    if positions is not None:
+        # The document a row begins with is seen from its second token on, and that is its place 0: a row as long as
+        # the learned positions would end one place beyond them.
+        positions = (positions - 1 if segments is None else positions - (segments == segments[:, :1]).long())[:, 1:]
+    return Layout("full", segments=None if segments is None else segments[:, 1:], positions=positions)
 
 
 def twice(layout: Layout) -> Layout:
@@ -65,14 +70,23 @@ def stratified(n: int, generator: torch.Generator, n_each: int | None = None) ->
     return ((strata + inside) / n).float().clamp(max=1 - 2**-24)
 
 
+def fine(n_rows: int, n_tokens: int, generator: torch.Generator) -> Float[Tensor, "B T"]:
+    """Uniform numbers in float64: little noise looks at the last thousandth of them, where float32 has 16,777 values,
+    and a token out of V is chosen there."""
+    return torch.rand(n_rows, n_tokens, generator=generator, dtype=torch.float64)
+
+
+def alpha_and_slope(schedule: Schedule, t: Float[Tensor, "B 1"]) -> tuple[Float[Tensor, "B 1"], Float[Tensor, "B 1"]]:
+    """In float64, alpha kept off 0 and 1, where ratios of noise have no logarithm."""
+    return schedule.alpha(t.double()).clamp(1e-12, 1 - 1e-12), schedule.slope(t.double())
+
+
 def random_order(n_rows: int, n_tokens: int, generator: torch.Generator) -> Int[Tensor, "B T"]:
     """Each row a permutation of 0 .. n_tokens - 1: the rank of each position."""
     return torch.rand(n_rows, n_tokens, generator=generator, dtype=torch.float64).argsort(1)
 
 
-def by_count(
-    open_: Bool[Tensor, "B T"], order: Int[Tensor, "B T"], level: Float[Tensor, " B"], pairs: bool
-) -> Masking:
+def by_count(open_: Bool[Tensor, "B T"], order: Int[Tensor, "B T"], level: Float[Tensor, " B"], pairs: bool) -> Masking:
     """k ~ U{1 .. n} of a row's n open positions, weight n / k: no t, no end point, no blow-up.
 
     Pairs: a set and its complement, half of each; k = n stands alone with its full weight.
@@ -80,7 +94,8 @@ def by_count(
     n = open_.sum(1, keepdim=True)
     k = (1 + (level[:, None] * n).long()).clamp(max=n.clamp(min=1))
     # The rank of a position among the open ones of its row: closed ones come last.
-    rank = torch.where(open_, order, order.shape[1]).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+    key = torch.where(open_, order, torch.iinfo(order.dtype).max)
+    rank = key.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
     hidden = open_ & (rank < k)
     whole = n.to(level.dtype)
     if not pairs:
@@ -98,8 +113,8 @@ def by_time(
 
     Pairs: u and 1 - u, at the same t.
     """
-    t = t[:, None].clamp(min=1e-6)
+    t = t.double()[:, None].clamp(min=1e-6)
     alpha, slope = schedule.alpha(t), schedule.slope(t)
     hidden = torch.cat([open_ & (u >= alpha), open_ & (1 - u >= alpha)]) if pairs else open_ & (u >= alpha)
-    weight = -slope / (1 - alpha)
+    weight = -slope / (1 - alpha).clamp(min=1e-12)
     return Masking(hidden, hidden * (torch.cat([weight, weight]) / 2 if pairs else weight))

@@ -1,5 +1,5 @@
-"""Any-order autoregression: a causal network reads the tokens of a row in a random order, and each position is told which
-one it predicts; one pass gives the exact likelihood of an order.
+"""Any-order autoregression: a causal network reads the tokens of a row in a random order, and each position is told
+which one it predicts; one pass gives the exact likelihood of an order.
 
 Source: Pannatier et al. 2024 (σ-GPT), arXiv 2404.09562, section 2.
 """
@@ -49,14 +49,13 @@ class AnyOrder(Part):
         """Of the order that was drawn."""
         return self.score_in_order(network, batch, draws["order"])
 
-    def score_in_order(
-        self, network: Network, batch: Batch, rank: Int[Tensor, "B T"]
-    ) -> Float[Tensor, "B T"]:
+    def score_in_order(self, network: Network, batch: Batch, rank: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         """Exact nats of each token of [1:], revealed by rising rank; zero where it is given."""
         where = undecided(batch)
         hidden, targets, scored = self._read(network, batch, where, rank)
-        nats = torch.zeros(scored.shape, dtype=hidden.dtype, device=hidden.device)
-        nats[scored] = network.head.nll(hidden[scored], targets[scored]).to(nats.dtype)
+        found = network.head.nll(hidden[scored], targets[scored])
+        nats = torch.zeros(scored.shape, dtype=found.dtype, device=found.device)
+        nats[scored] = found
         return nats.scatter(1, _sequence(where, rank, batch.segments), nats)
 
     def _read(

@@ -87,7 +87,7 @@ class BlockDiffusion(Part):
         layout = Layout("blocks", segments=layout.segments, positions=layout.positions, block=self.block)
         rows = network.hidden(torch.cat([noisy, tokens], dim=1), layout)[:, : tokens.shape[1]]
         where = masking.weight > 0
-        weights = masking.weight[where].to(rows.dtype)
+        weights = masking.weight[where].to(torch.promote_types(rows.dtype, torch.float32))
         total, nats = network.head.weighted_nll(rows[where], tokens[where], weights)
         out = torch.zeros(where.shape, dtype=nats.dtype, device=nats.device)
         out[where] = nats * weights

@@ -1,8 +1,8 @@
 """Masked (absorbing) diffusion: hidden tokens are predicted from those that are left; the likelihood is a bound.
 
 Source: Sahoo et al. 2024 (MDLM), arXiv 2406.07524; Shi et al. 2024, arXiv 2406.04329.
-Differs: the weight is n / k for k hidden of n tokens, in place of a time; draws are stratified over the global batch and
-come as a set and its complement, so that a step costs two forward passes and every token is predicted once.
+Differs: the weight is n / k for k hidden of n tokens, in place of a time; draws are stratified over the global batch
+and come as a set and its complement, so that a step costs two forward passes and every token is predicted once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from armillary.contracts import Batch, Layout, Loss, Network
 from armillary.corruption.absorbing import Absorbing
-from armillary.corruption.schedules import LogLinear, Schedule
+from armillary.corruption.schedules import LogLinear, Schedule, end
 from armillary.objectives import _masking
 from armillary.objectives._masking import Masking, layout_of, twice, undecided
 from armillary.records import Kind
@@ -41,6 +41,12 @@ class MaskedDiffusion(Part):
     def rate_belongs_to_its_estimator(self) -> MaskedDiffusion:
         if (self.rate is None) == (self.estimator == "rate"):
             raise ValueError("set rate with estimator: rate, and only there")
+        return self
+
+    @model_validator(mode="after")
+    def schedule_ends_with_all_hidden(self) -> MaskedDiffusion:
+        if end(self.schedule) > _masking.MOST_LEFT:
+            raise ValueError("schedule: alpha(1) must be 0, as texts are written from MASK alone; set floor to 0")
         return self
 
     @property
@@ -120,7 +126,7 @@ class MaskedDiffusion(Part):
             tokens, layout = torch.cat([tokens, tokens]), twice(layout)
         rows = network.hidden(torch.where(unseen, network.n_vocab, tokens), layout)
         where = masking.weight > 0
-        weights = masking.weight[where].to(rows.dtype)
+        weights = masking.weight[where].to(torch.promote_types(rows.dtype, torch.float32))
         total, nats = network.head.weighted_nll(rows[where], tokens[where], weights)
         out = torch.zeros(where.shape, dtype=nats.dtype, device=nats.device)
         out[where] = nats * weights

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from armillary import registry
 from armillary.contracts import Batch, Loss, Network, Objective
-from armillary.records import Kind
 from armillary.recipe import Choice, Section
+from armillary.records import Kind
 from armillary.registry import Part
 
 

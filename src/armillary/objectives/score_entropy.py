@@ -1,9 +1,9 @@
 """Score entropy: the ratios of the marginal law between neighbouring texts are learnt, without normalisation.
 
 Source: Lou et al. 2023 (SEDD), arXiv 2310.16834, section 3.2, for the absorbing and the uniform corruption.
-Differs: the absorbing ratios are written as logits over a known factor, log s_y = logit_y - log(e^σ - 1) - log V, so that
-the loss is that of masked diffusion and Z - 1 - log Z beside it, Z the mean of e^logit, and needs no time; the uniform
-one owes the distance between the end of its schedule and the prior.
+Differs: the absorbing ratios are written as logits over a known factor, log s_y = logit_y - log(e^σ - 1) - log V, so
+that the loss is that of masked diffusion and Z - 1 - log Z beside it, Z the mean of e^logit, and needs no time; the
+uniform one owes the distance between the end of its schedule and the prior.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from armillary.contracts import Batch, Layout, Loss, Network
 from armillary.corruption.absorbing import Absorbing
-from armillary.corruption.schedules import LogLinear, Schedule
+from armillary.corruption.schedules import LogLinear, Schedule, end
 from armillary.corruption.uniform import Uniform
 from armillary.objectives import _masking
 from armillary.objectives._masking import Masking, layout_of, twice, undecided
@@ -27,12 +27,25 @@ from armillary.registry import Part
 
 
 class ScoreEntropy(Part):
-    """corruption "uniform" needs a backbone that knows the noise level. pairs: of the absorbing one, as in
+    """process "uniform" needs a backbone that knows the noise level. pairs: of the absorbing one, as in
     masked_diffusion."""
 
     process: Literal["absorbing", "uniform"] = "absorbing"
-    schedule: Schedule = Field(default_factory=lambda data: LogLinear(floor=0.0 if data["process"] == "absorbing" else 1e-3))
+    schedule: Schedule = Field(
+        default_factory=lambda data: LogLinear(floor=1e-3 if data.get("process") == "uniform" else 0.0)
+    )
     pairs: bool = True
+
+    @model_validator(mode="after")
+    def schedule_ends_where_the_process_does(self) -> ScoreEntropy:
+        left = end(self.schedule)
+        if self.process == "absorbing" and left > _masking.MOST_LEFT:
+            raise ValueError("schedule: alpha(1) must be 0, as texts are written from MASK alone; set floor to 0")
+        if self.process == "uniform" and left <= 0:
+            raise ValueError(
+                "schedule: alpha(1) must be above 0, or the rate of noise is infinite; set log_linear with a floor"
+            )
+        return self
 
     @property
     def kind(self) -> Kind:
@@ -57,10 +70,10 @@ class ScoreEntropy(Part):
         drawn: dict[str, Tensor] = {"level": _masking.stratified(n_rows, generator)}
         if self.process == "absorbing":
             return drawn | {"order": _masking.random_order(n_rows, n_tokens, generator)}
-        return drawn | {"u": torch.rand(n_rows, n_tokens, generator=generator)}
+        return drawn | {"u": _masking.fine(n_rows, n_tokens, generator)}
 
     def loss(self, network: Network, batch: Batch, draws: dict[str, Tensor]) -> Loss:
-        where, own, extra = self._nats(network, batch, draws)
+        _, own, extra = self._nats(network, batch, draws)
         total = (own + extra).sum()
         name = "normalisation" if self.process == "absorbing" else "prior"
         return Loss(total, total.detach(), batch.scored[:, 1:].sum(), {name: extra.sum().detach()})
@@ -75,6 +88,7 @@ class ScoreEntropy(Part):
         self, network: Network, batch: Batch, hidden: Bool[Tensor, "B T"], asked: Bool[Tensor, "B T"]
     ) -> Float[Tensor, "B T"]:
         """Of the normalised ratios; absorbing only."""
+        assert self.process == "absorbing", "a uniform process does not say what it has hidden"
         own, _ = self._absorbing(network, batch, Masking(hidden, asked.float()))
         out = torch.zeros(asked.shape, dtype=own.dtype, device=own.device)
         out[asked] = own
@@ -122,20 +136,13 @@ class ScoreEntropy(Part):
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         tokens = batch.tokens[:, 1:]
         t = draws["level"][:, None].clamp(min=1e-5)
-        noisy = torch.where(where, self.corruption(network.n_vocab).corrupt(tokens, t, draws["u"]), tokens)
+        corruption = Uniform(network.n_vocab, self.schedule)
+        noisy = torch.where(where, corruption.corrupt(tokens, t, draws["u"]), tokens)
         rows = network.hidden(noisy, layout_of(batch), t)[where]
-        alpha = self.schedule.alpha(t)
-        rate = (-self.schedule.slope(t) / alpha).expand(tokens.shape)[where]
-        extras = (tokens[where], noisy[where], alpha.expand(tokens.shape)[where], rate)
-        own = network.head.reduce(rows, ratio_entropy, *extras, normalised=False)
-        return own, torch.full_like(own, self.prior_nats(network.n_vocab))
-
-    def prior_nats(self, n_vocab: int) -> float:
-        """KL of q(z_1 | x) from the uniform law, of one position."""
-        end = float(self.schedule.alpha(torch.ones((), dtype=torch.float64)))
-        other, own = (1 - end) / n_vocab, (1 - end) / n_vocab + end
-        rest = (n_vocab - 1) * other * math.log(n_vocab * other) if other > 0 else 0.0
-        return own * math.log(n_vocab * own) + rest
+        alpha, slope = _masking.alpha_and_slope(self.schedule, t)
+        extras = (x.expand(tokens.shape)[where] for x in (alpha, -slope / alpha))
+        own = network.head.reduce(rows, ratio_entropy, tokens[where], noisy[where], *extras, normalised=False)
+        return own, torch.full_like(own, corruption.prior_nats())
 
 
 def _nll_and_excess(logits: Float[Tensor, "n V"], targets: Int[Tensor, " n"]) -> Float[Tensor, "n 2"]:
@@ -155,12 +162,13 @@ def ratio_entropy(
 ) -> Float[Tensor, " n"]:
     """rate / V Σ_{y ≠ z} [s_y - r_y log s_y + r_y (log r_y - 1)], log s = logits. rate = dσ/dt."""
     n_vocab = logits.shape[1]
-    alpha, rate = alpha.to(logits.dtype)[:, None], rate.to(logits.dtype)
-    log_others, log_own = torch.log1p(-alpha), torch.log1p((n_vocab - 1) * alpha)
+    alpha = alpha.double()[:, None]  # near t = 0, 1 - alpha is below what float32 can tell from 0
+    log_others = torch.log1p(-alpha).to(logits.dtype)
+    log_own = torch.log1p((n_vocab - 1) * alpha).to(logits.dtype)
     log_q = log_others.expand_as(logits).scatter(1, clean[:, None], log_own)
     log_r = log_q - log_q.gather(1, noisy[:, None])
     w = (logits - log_r).scatter(1, noisy[:, None], 0.0)  # y = z has no rate
-    return rate / n_vocab * (log_r.exp() * (torch.expm1(w) - w)).sum(1)
+    return (rate / n_vocab).to(logits.dtype) * (log_r.exp() * (torch.expm1(w) - w)).sum(1)
 
 
 def _log_p0_of_ratios(
@@ -171,5 +179,3 @@ def _log_p0_of_ratios(
     marginal = torch.softmax(logits.double().scatter(1, noisy[:, None], 0.0), dim=1)
     p = ((marginal - (1 - a) / n_vocab) / a).clamp(min=1e-12)  # ratios that are not those of any p fall below 0
     return (p / p.sum(1, keepdim=True)).log().to(logits.dtype)
-
-

@@ -1,14 +1,14 @@
 """Uniform-state diffusion: tokens are replaced by random ones, and nothing says which; the likelihood is a bound.
 
 Source: Schiff et al. 2024 (UDLM), arXiv 2412.10193, eq. 19; Sahoo et al. 2025 (Duo), arXiv 2506.10892.
-Differs: the head is read as the posterior of a token given all positions, its own noisy one included, and turned into the
-one given all others, which is what the bound wants (arXiv 2605.22765). Each of the bound's terms is computed as
-u (e^w - 1 - w) with w = log(v / u), which is never negative and does not cancel.
+Differs: the head is read as the posterior of a token given all positions, its own noisy one included, and turned into
+the one given all others, which is what the bound wants (arXiv 2605.22765). Each of the bound's terms is computed as
+u (e^w - 1 - w) with w = log(v / u), which is never negative and does not cancel. The turn from one posterior into the
+other stops growing below LEAST_NOISE. Any reading of the head gives a bound; without that, a head that leaves its own
+noisy token a doubt of ε pays ε ∫ dt / t, which is infinite, and a clamped t would hide it.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,10 @@ from armillary.objectives import _masking
 from armillary.objectives._masking import layout_of, undecided
 from armillary.records import Kind
 from armillary.registry import Part
+
+LEAST_NOISE = 1e-3
+"""1 - alpha below which the head is read as at this noise. A head that gives a clean token p pays at most about
+(1 - p) / (p LEAST_NOISE) there, and (1 - p) log(1 / (p LEAST_NOISE)) in all."""
 
 
 class UniformDiffusion(Part):
@@ -50,19 +54,19 @@ class UniformDiffusion(Part):
     def draw(self, n_rows: int, n_tokens: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {
             "level": _masking.stratified(n_rows, generator),
-            "u": torch.rand(n_rows, n_tokens, generator=generator),
+            "u": _masking.fine(n_rows, n_tokens, generator),
         }
 
     def loss(self, network: Network, batch: Batch, draws: dict[str, Tensor]) -> Loss:
-        nats = self._nats(network, batch, draws)
-        total = nats.sum()
-        return Loss(total, total.detach(), batch.scored[:, 1:].sum())
+        own, extra = self._nats(network, batch, draws)
+        total = (own + extra).sum()
+        return Loss(total, total.detach(), batch.scored[:, 1:].sum(), {"prior": extra.sum()})
 
     def score(self, network: Network, batch: Batch, draws: dict[str, Tensor]) -> Float[Tensor, "B T"]:
         where = undecided(batch)
-        nats = self._nats(network, batch, draws)
-        out = torch.zeros(where.shape, dtype=nats.dtype, device=nats.device)
-        out[where] = nats
+        own, extra = self._nats(network, batch, draws)
+        out = torch.zeros(where.shape, dtype=own.dtype, device=own.device)
+        out[where] = own + extra
         return out
 
     def log_p0(
@@ -78,16 +82,19 @@ class UniformDiffusion(Part):
         alpha = self.schedule.alpha(t)[:, None].expand(tokens.shape)[where]
         return leave_one_out(network.head.log_p(rows), tokens[where], alpha)
 
-    def _nats(self, network: Network, batch: Batch, draws: dict[str, Tensor]) -> Float[Tensor, " n"]:
-        """The bound's integrand at the undecided positions, differentiable."""
+    def _nats(
+        self, network: Network, batch: Batch, draws: dict[str, Tensor]
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """The bound at the undecided positions: its integrand, and what the end of the schedule owes beside it."""
         where, tokens = undecided(batch), batch.tokens[:, 1:]
         t = draws["level"][:, None].clamp(1e-5, 1 - 1e-5)
-        noisy = self.corruption(network.n_vocab).corrupt(tokens, t, draws["u"])
-        noisy = torch.where(where, noisy, tokens)
+        corruption = self.corruption(network.n_vocab)
+        noisy = torch.where(where, corruption.corrupt(tokens, t, draws["u"]), tokens)
         rows = network.hidden(noisy, layout_of(batch), t)[where]
-        alpha = self.schedule.alpha(t).expand(tokens.shape)[where]
-        rate = (-self.schedule.slope(t)).expand(tokens.shape)[where]
-        return network.head.reduce(rows, integrand, tokens[where], noisy[where], alpha, rate)
+        alpha, slope = _masking.alpha_and_slope(self.schedule, t)
+        extras = (x.expand(tokens.shape)[where] for x in (alpha, -slope))
+        own = network.head.reduce(rows, integrand, tokens[where], noisy[where], *extras)
+        return own, torch.full_like(own, corruption.prior_nats()).detach()
 
 
 def leave_one_out(
@@ -95,7 +102,8 @@ def leave_one_out(
 ) -> Float[Tensor, "n V"]:
     """log p(x | all positions) → log p(x | all others): Bayes' rule backwards, for one token in V."""
     n_vocab = log_p.shape[1]
-    likelier = torch.log1p(n_vocab * alpha / (1 - alpha)).to(log_p.dtype)
+    alpha = alpha.double()
+    likelier = torch.log1p(n_vocab * alpha / (1 - alpha).clamp(min=LEAST_NOISE)).to(log_p.dtype)
     return torch.log_softmax(log_p.scatter_add(1, noisy[:, None], -likelier[:, None]), dim=1)
 
 
@@ -108,13 +116,14 @@ def integrand(
 ) -> Float[Tensor, " n"]:
     """rate / (V alpha) Σ_j [u_j log(u_j / v_j) - u_j + v_j] of each position. rate = -d alpha / d t."""
     n_vocab = log_p.shape[1]
-    alpha, rate = alpha.to(log_p.dtype)[:, None], rate.to(log_p.dtype)
-    log_others, log_own = torch.log1p(-alpha), math.log(n_vocab) + alpha.log()
+    factor = (rate.double() / (n_vocab * alpha.double())).to(log_p.dtype)
+    log_others = torch.log1p(-alpha.double()).to(log_p.dtype)[:, None]
+    log_own = (n_vocab * alpha.double()).log().to(log_p.dtype)[:, None]
     # log(V alpha x + 1 - alpha), of the clean token and of the model's guess
-    log_guess = torch.logaddexp(log_own + leave_one_out(log_p, noisy, alpha[:, 0]), log_others)
+    log_guess = torch.logaddexp(log_own + leave_one_out(log_p, noisy, alpha), log_others)
     log_truth = log_others.expand_as(log_p).scatter(1, clean[:, None], torch.logaddexp(log_own, log_others))
     log_u = log_truth - log_truth.gather(1, noisy[:, None])
     log_v = log_guess - log_guess.gather(1, noisy[:, None])
     w = log_v - log_u
     terms = log_u.exp() * (torch.expm1(w) - w)
-    return rate / (n_vocab * alpha[:, 0]) * terms.sum(1)
+    return factor * terms.sum(1)

@@ -25,6 +25,8 @@ TITLES = {
     "steps": "steps planned",
     "text_sha256": "scored text, SHA-256",
     "sha256": "SHA-256",
+    "stderr_bits_per_byte": "Monte-Carlo error, bits per byte",
+    "stderr_bits_per_word": "Monte-Carlo error, bits per word",
     "tokens_per_parameter_planned": "tokens per parameter, planned",
     "tokens_per_second": "tokens per second, median",
     "training_seconds": "training time",
@@ -48,7 +50,7 @@ def cell(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):
-        return KINDS.get(value, value) if key == "kind" else value
+        return KINDS.get(value, value) if key == "kind" else value.replace("_", " ") if key == "order" else value
     if key.startswith("interval"):
         return interval(value, is_signed="difference" in key)
     if isinstance(value, Sequence):
@@ -66,6 +68,8 @@ def number(key: str, value: float) -> str:
         return duration(value)
     if key.startswith("difference"):
         return signed(value)
+    if key.startswith("stderr"):
+        return f"{value:.2g}"
     if key.endswith("bits_per_byte"):
         return f"{value:.3f}"
     if "epochs" in key or "per_parameter" in key or key == "bytes_per_token":

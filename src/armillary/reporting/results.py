@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,12 @@ class Measured:
     @property
     def is_bound(self) -> bool:
         return self.record.get("kind") != "exact"
+
+    @property
+    def margin_bits_per_byte(self) -> float | None:
+        """Half of the 95 % interval that the draws of a bound leave."""
+        margin, n_bytes = self.record.get("margin_nats"), self.record.get("n_bytes")
+        return margin / math.log(2) / n_bytes if margin and n_bytes and self.bits_per_byte is not None else None
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -180,6 +187,8 @@ def _distinct(rows: Sequence[Measured]) -> list[Measured]:
         lambda r: f"over the tokens of {r.record['_of']}" if r.run is None else f"{r.checkpoint} checkpoint",
         lambda r: f"step {r.step}" if r.step is not None else "",
         lambda r: f"window {r.protocol.get('window')}, stride {r.protocol.get('stride')}",
+        lambda r: str(r.protocol.get("order") or "").replace("_", " ") if r.run is not None else "",
+        lambda r: f"{r.record['n_passes']} passes" if r.record.get("n_passes", 1) > 1 else "",
     ):
         times = Counter(row.label for row in kept)
         kept = [

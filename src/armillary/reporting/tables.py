@@ -126,9 +126,13 @@ def comparison_rows(comparison: Mapping[str, Any]) -> list[Row]:
         row = dict(row)
         row[f"difference_bits_per_{unit}"] = row.get(f"difference_bits_per_{unit}", row.get("difference_bits"))
         row["interval_difference"] = row.get("interval_difference", row.get("interval_difference_bits"))
+        row[f"stderr_bits_per_{unit}"] = row.get("stderr_bits") or None
+        row["order"] = (row.get("how") or {}).get("order")
         rows.append(row)
+    if all(row["order"] == "left_to_right" for row in rows):  # goes without saying
+        rows = [row | {"order": None} for row in rows]
     keys = (
-        *("name", "kind", "bits_per_byte", "interval_bits_per_byte"),
+        *("name", "kind", "order", "bits_per_byte", f"stderr_bits_per_{unit}", "interval_bits_per_byte"),
         *(f"difference_bits_per_{unit}", "interval_difference", "is_different", "word_perplexity", "token_perplexity"),
     )
     filled = [key for key in keys if any(row.get(key) is not None for row in rows)]

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from armillary.corruption.categorical import draw
 from armillary.refusal import Refusal
 from armillary.registry import Part
 
@@ -104,10 +105,8 @@ def _draw(log_p: Float[Tensor, "n V"], s: Choosing, u: Float[Tensor, " n"]) -> I
         ids = places if ids is None else ids.gather(1, places)
     if s.min_p is not None:
         weights = weights.where(weights >= s.min_p, 0.0)
-    mass = weights.cumsum(1)
-    # u < 1, so the target stays below the last entry; the first entry above it has a weight that is not zero.
-    place = torch.searchsorted(mass, (u * mass[:, -1])[:, None], right=True)
-    return (place if ids is None else ids.gather(1, place)).squeeze(1)
+    place = draw(weights, u)
+    return place if ids is None else ids.gather(1, place[:, None]).squeeze(1)
 
 
 def _nucleus(weights: Float[Tensor, "n V"], p: float) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:

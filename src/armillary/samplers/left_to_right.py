@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -24,6 +24,8 @@ NEVER = frozenset({PAD, BOS, UNK})
 
 class LeftToRight(Choosing):
     """Settings of a row. It ends at eos, before a `stop` string, after max_new_tokens, or where its slot is full."""
+
+    views: ClassVar = ("next_token",)
 
     max_new_tokens: int = Field(default=64, ge=1)
     stop: tuple[str, ...] = ()
@@ -59,15 +61,17 @@ class Continuation:
 
     tokens: all that was drawn, eos left out; those that spell a stop string are in it. text: up to the stop string.
     finish: "end" at eos, "stop" at a stop string, "length" at max_new_tokens or where the slot was full.
-    log_p: nats, of everything drawn (eos too) under the model as it is, without temperature, filters or penalty.
-    n_tokens: how many were drawn, eos too.
+    log_p: nats, of everything drawn (eos too) under the model as it is, without temperature, filters or penalty; None
+    where the sampler does not know it. n_tokens: how many were drawn, eos too. n_evaluations: how often the network was
+    asked for the row; None where it is once a token.
     """
 
     tokens: list[int]
     text: str
     finish: Literal["end", "stop", "length"]
-    log_p: float
+    log_p: float | None
     n_tokens: int
+    n_evaluations: float | None = None
 
 
 def generate(

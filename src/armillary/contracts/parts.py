@@ -1,93 +1,18 @@
-"""What flows between rooms, and what each part promises.
-
-Glossary of shapes: B rows of a batch, L positions a network sees, T tokens of a row that can be scored (a row holds
-T+1), V real vocabulary size, D width, H heads, R rows of a cache, n selected rows.
-t = 0 is clean, t = 1 fully corrupted. `log_p` is normalised, `logits` are not. Units are nats.
-"""
+"""What each kind of part promises: sources, tokenizers, backbones, heads, objectives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from armillary.contracts.flow import Batch, Layout, Loss
 from armillary.records import Document, Kind, Rejected
-
-PAD, BOS, EOS, UNK = 0, 1, 2, 3
-"""Ids every tokenizer gives its four special tokens. Text never encodes to them."""
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Who may see whom, given to every mixer at every call and never fixed at construction.
-
-    direction: "causal" (a position sees itself and earlier ones), "full" (all), or "blocks" (the input is
-    [noisy ; clean], 2 L wide, cut in blocks of `block` positions; arXiv 2503.09573).
-    segments: which document a position belongs to, -1 for padding; positions see only their own segment.
-    None says that each row is one segment without padding, and lets attention take its fastest path.
-    positions: the place of each token in its document, for positional encodings; None says 0 .. L-1.
-    target_positions: the position each one predicts, in any-order runs only (arXiv 2404.09562).
-    """
-
-    direction: Literal["causal", "full", "blocks"] = "causal"
-    segments: Int[Tensor, "B L"] | None = None
-    positions: Int[Tensor, "B L"] | None = None
-    target_positions: Int[Tensor, "B L"] | None = None
-    block: int | None = None
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of T+1 tokens. Autoregressive: inputs [:-1], targets [1:]; every other objective takes tokens [1:].
-
-    segments: document number within the row, -1 for padding; None where rows are whole and documents may see
-    each other. scored: which tokens count in the loss (the first of a row never does).
-    """
-
-    tokens: Int[Tensor, "B T1"]
-    scored: Bool[Tensor, "B T1"]
-    segments: Int[Tensor, "B T1"] | None = None
-    positions: Int[Tensor, "B T1"] | None = None
-
-    def rows(self, part: slice) -> Batch:
-        """Some of the rows: a micro-batch, or a rank's share."""
-
-        def cut(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[part]
-
-        return Batch(self.tokens[part], self.scored[part], cut(self.segments), cut(self.positions))
-
-    def to(self, device: torch.device) -> Batch:
-        def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device, non_blocking=True)
-
-        return Batch(
-            self.tokens.to(device, non_blocking=True),
-            self.scored.to(device, non_blocking=True),
-            move(self.segments),
-            move(self.positions),
-        )
-
-
-@dataclass(frozen=True)
-class Loss:
-    """Sums, never means: the loop divides by the scored tokens of the whole step, over micro-batches and ranks.
-
-    total: what is differentiated (label smoothing, weights and auxiliary terms included).
-    nats: the likelihood or bound itself, detached, nothing but the likelihood. parts: named components, detached sums.
-    """
-
-    total: Float[Tensor, ""]
-    nats: Float[Tensor, ""]
-    n_tokens: Int[Tensor, ""]
-    parts: dict[str, Tensor] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -222,7 +147,7 @@ class Backbone(Protocol):
         self,
         x: Float[Tensor, "B L D"],
         layout: Layout,
-        noise_level: Float[Tensor, "B #L"] | None = None,
+        noise_level: Float[Tensor, " B #L"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "B L D"]: ...
 
@@ -288,7 +213,7 @@ class Network(Protocol):
         self,
         tokens: Int[Tensor, "B L"],
         layout: Layout,
-        noise_level: Float[Tensor, "B #L"] | None = None,
+        noise_level: Float[Tensor, " B #L"] | None = None,
     ) -> Float[Tensor, "B L D"]: ...
 
 
@@ -303,7 +228,7 @@ class Objective(Protocol):
 
     @property
     def views(self) -> tuple[str, ...]:
-        """What a model that learnt this offers to samplers: "next_token", "absorbing", "uniform", "blocks", "any_order"."""
+        """What such a model offers to samplers: "next_token", "absorbing", "uniform", "blocks" or "any_order"."""
         ...
 
     @property
@@ -340,136 +265,3 @@ class OrderedObjective(Protocol):
     ) -> Float[Tensor, "B T"]:
         """Nats of the tokens of [1:] at `asked` (a part of `hidden`), given all that is not hidden; zero elsewhere."""
         ...
-
-
-@runtime_checkable
-class NextToken(Protocol):
-    """The view a left-to-right sampler has of a model: log-probabilities of the next token, slot by slot."""
-
-    @property
-    def capacity(self) -> int:
-        """Most tokens a slot can hold."""
-        ...
-
-    @property
-    def n_slots(self) -> int: ...
-
-    def start(self, slots: Sequence[int], prompts: Sequence[Sequence[int]]) -> Float[Tensor, "n V"]:
-        """Admits prompts of any lengths into empty slots."""
-        ...
-
-    def advance(self, slots: Sequence[int], tokens: Int[Tensor, " n"]) -> Float[Tensor, "n V"]:
-        """One more token for each of these slots."""
-        ...
-
-    def release(self, slots: Sequence[int]) -> None:
-        """Empties slots whose text has ended."""
-        ...
-
-
-@runtime_checkable
-class Denoise(Protocol):
-    """The view of a model that restores corrupted positions, all of them in parallel."""
-
-    @property
-    def n_vocab(self) -> int: ...
-
-    @property
-    def uses_noise_level(self) -> bool:
-        """Whether log_p0 depends on t: where it does not, it is the same as long as the tokens are."""
-        ...
-
-    def alpha(self, t: Float[Tensor, " B"]) -> Float[Tensor, " B"]: ...
-
-    def time(self, alpha: Float[Tensor, " B"]) -> Float[Tensor, " B"]: ...
-
-    def prior(self, u: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-        """Tokens at t = 1, from uniform numbers."""
-        ...
-
-    def undecided(self, tokens: Int[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
-        """Positions that may still change."""
-        ...
-
-    def log_p0(
-        self, tokens: Int[Tensor, "B L"], t: Float[Tensor, " B"], where: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "n V"]:
-        """Of the clean token at the n positions of `where`, in order; for a uniform corruption, given all others."""
-        ...
-
-    def reverse(
-        self,
-        tokens: Int[Tensor, "B L"],
-        where: Bool[Tensor, "B L"],
-        log_p0: Float[Tensor, "n V"],
-        t: Float[Tensor, " B"],
-        s: Float[Tensor, " B"],
-        u: Float[Tensor, "B L 2"],
-    ) -> Int[Tensor, "B L"]:
-        """One step of the reverse process from t to s, at the positions of `where`."""
-        ...
-
-
-@runtime_checkable
-class Blocks(Protocol):
-    """The view of a model that writes block after block. Of the block in hand it is a Denoise."""
-
-    @property
-    def block(self) -> int:
-        """Positions of a block."""
-        ...
-
-    def open(self, n_rows: int, n_tokens: int) -> Denoise:
-        """Empty rows of at most n_tokens; the view that restores their current block."""
-        ...
-
-    def close_block(self, tokens: Int[Tensor, "B b"]) -> None:
-        """The current block is finished: what follows sees these tokens."""
-        ...
-
-
-@runtime_checkable
-class AnyOrder(Protocol):
-    """The view of a causal model that reads tokens in any order and is asked for any position."""
-
-    @property
-    def n_vocab(self) -> int: ...
-
-    def draft(
-        self, tokens: Int[Tensor, "B L"], is_known: Bool[Tensor, "B L"], order: Int[Tensor, "B L"]
-    ) -> Float[Tensor, "B L V"]:
-        """log_p of every position given the known ones alone, each as if it came next. order: known positions first."""
-        ...
-
-    def verify(self, tokens: Int[Tensor, "B L"], order: Int[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
-        """log_p of every position given those before it in the order, in one causal pass. By position, not by order."""
-        ...
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a sampler must leave as it is: a prompt, a suffix, holes between. tokens count only where is_given."""
-
-    tokens: Int[Tensor, "B L"]
-    is_given: Bool[Tensor, "B L"]
-
-
-@dataclass(frozen=True)
-class State:
-    """Texts on their way. n_evaluations: rows that the network was asked for so far, over the rows there are."""
-
-    tokens: Int[Tensor, "B L"]
-    n_evaluations: float
-
-
-@runtime_checkable
-class ParallelSampler(Protocol):
-    """A file of samplers/ for the views that are not left to right. The last state is the result.
-
-    Two uniform numbers or more for each position and step come from the row's own generator, so that a row's text does
-    not depend on the rows beside it.
-    """
-
-    views: ClassVar[tuple[str, ...]]
-
-    def run(self, view: Any, given: Given, generators: Sequence[torch.Generator]) -> Iterator[State]: ...
