@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -206,3 +208,13 @@ def test_the_example_of_a_recipe_runs(desk, capsys):
     runs = follow("recipe", desk, capsys)
     drawn = runs["small"].metrics("train")[-1]["mixture"]
     assert set(runs) == {"small", "small-gpt"} and drawn["plain"] > 40 and drawn["notes"] > 20
+
+
+def test_tables_of_speed_are_those_of_the_readings(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    tables = importlib.import_module("tables")
+    found = {
+        name: make(json.loads((tables.RESULTS / f"{name}.json").read_text())) for name, make in tables.TABLES.items()
+    }
+    page = tables.PAGE.read_text(encoding="utf-8")
+    assert tables.filled(page, found) == page, "run `python benchmarks/tables.py --write`"

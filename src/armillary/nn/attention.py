@@ -53,7 +53,7 @@ class Attention(nn.Module):
             return _attend_from_one(q, k, v, sight.mask)
         dropout = self.dropout if self.training else 0.0
         groups = self.n_heads // self.n_kv_heads
-        if torch.is_grad_enabled() and q.device.type == "cpu" and q.shape[2] <= blocked_attention.LONGEST:
+        if blocked_attention.is_faster(q, dropout):
             if groups > 1:
                 k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
             return blocked_attention.attend(q, k, v, sight.mask, sight.is_causal, dropout)

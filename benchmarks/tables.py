@@ -1,0 +1,72 @@
+"""The tables of docs/speed.md, from the readings in benchmarks/results.
+
+Usage: python benchmarks/tables.py [--write]    (prints them, or puts them between the page's markers)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from contest import RESULTS, ratios
+
+PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
+ALLOCATORS = {"system": "glibc as it is", "kept": "glibc keeps memory"}
+
+
+def main() -> None:
+    tables = {name: make(json.loads((RESULTS / f"{name}.json").read_text())) for name, make in TABLES.items()}
+    if "--write" not in sys.argv:
+        print("\n\n".join(tables.values()))
+        return
+    PAGE.write_text(filled(PAGE.read_text(), tables))
+
+
+def filled(page: str, tables: dict[str, str]) -> str:
+    """The page with each table between `<!-- NAME -->` and `<!-- end -->`."""
+    for name, table in tables.items():
+        page = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, t=table: m[1] + t + m[2], page, flags=re.S)
+    return page
+
+
+def contest_table(results: dict[str, Any]) -> str:
+    """A row a contender: median, range, ours over it within a round, memory."""
+    lines = ["| model, arithmetic | who | allocator | tokens/s | range | ours is | peak GiB |", "|" + " --- |" * 7]
+    for group, found in results["readings"].items():
+        ours = next(one["tokens_per_second"] for one in found.values())
+        for name, one in found.items():
+            speeds = one["tokens_per_second"]
+            who, *what, allocator = name.split("/")
+            times = "" if speeds is ours else "{:.2f} × ({:.2f}–{:.2f})".format(*ratios(ours, speeds))
+            lines.append(
+                f"| {' '.join(what)} | {who} | {ALLOCATORS[allocator]} | {statistics.median(speeds):,.0f} "
+                f"| {min(speeds):,.0f}–{max(speeds):,.0f} | {times} | {one['peak_bytes'] / 2**30:.1f} |"
+            )
+    return _with_machine(lines, results)
+
+
+def pieces_table(results: dict[str, Any]) -> str:
+    lines = ["| piece | ours, ms | torch, ms | ours is |", "| --- | ---: | ---: | --- |"]
+    for name, found in results["readings"].items():
+        ours, theirs = ([1e3 * s for s in found[who]] for who in ("armillary", "torch"))
+        times = "{:.2f} × ({:.2f}–{:.2f})".format(*ratios(theirs, ours))
+        lines.append(f"| {name} | {statistics.median(ours):.1f} | {statistics.median(theirs):.1f} | {times} |")
+    return _with_machine(lines, results)
+
+
+def _with_machine(lines: Sequence[str], results: dict[str, Any]) -> str:
+    m = results["machine"]
+    about = f"`{results['command'].strip()}`, {m['n_cores']} cores of {m['processor']} ({m['cpu_capability']}), Python "
+    about += f"{m['python']}, torch {m['torch']}, transformers {m['transformers']}"
+    return "\n".join([*lines, "", about + "."])
+
+
+TABLES = {"training_speed": contest_table, "decoding_speed": contest_table, "training_pieces": pieces_table}
+
+if __name__ == "__main__":
+    main()
