@@ -44,7 +44,7 @@ def work(contender: Callable[[], Iterator[int]], allocator: str) -> None:
 
 
 def compete(program: str, names: Sequence[str], n_rounds: int) -> dict[str, dict[str, Any]]:
-    """Rounds of all contenders in turn. program is run as `program --worker NAME`. Tokens/s of each round, peak bytes."""
+    """Rounds of all contenders in turn, each run as `program --worker NAME`: tokens/s of each round, peak bytes."""
     workers: dict[str, subprocess.Popen[str]] = {}
     out: dict[str, dict[str, Any]] = {}
     try:
@@ -80,7 +80,11 @@ def show(readings: dict[str, dict[str, Any]], ours: str) -> None:
     """One line a contender: median and range of its tokens/s, what `ours` is of it, and peak memory."""
     for name, one in readings.items():
         speeds = one["tokens_per_second"]
-        ratio = "" if name == ours else "{:.2f} x ({:.2f}-{:.2f})".format(*ratios(readings[ours]["tokens_per_second"], speeds))
+        ratio = (
+            ""
+            if name == ours
+            else "{:.2f} x ({:.2f}-{:.2f})".format(*ratios(readings[ours]["tokens_per_second"], speeds))
+        )
         print(
             f"  {name:44} {median(one):8,.0f} tokens/s ({min(speeds):,.0f}-{max(speeds):,.0f})"
             f"  {one['peak_bytes'] / 2**30:5.2f} GiB  {ratio}",

@@ -26,7 +26,8 @@ def main() -> None:
         who, precision, mode, allocator = arguments[1].split("/")
         contender = {OURS: ours, PEER: generate}[who]
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        return work(lambda: contender(dtype, mode == "compiled"), allocator)
+        work(lambda: contender(dtype, mode == "compiled"), allocator)
+        return
     n_rounds = int(arguments[arguments.index("--rounds") + 1]) if "--rounds" in arguments else 7
     readings: dict[str, Any] = {}
     for precision in ("fp32", "bf16"):

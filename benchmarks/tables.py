@@ -37,7 +37,7 @@ def filled(page: str, tables: dict[str, str]) -> str:
 def contest_table(results: dict[str, Any]) -> str:
     """A row a contender: median, range, ours over it within a round, memory."""
     lines = ["| model, arithmetic | who | allocator | tokens/s | range | ours is | peak GiB |", "|" + " --- |" * 7]
-    for group, found in results["readings"].items():
+    for found in results["readings"].values():
         ours = next(one["tokens_per_second"] for one in found.values())
         for name, one in found.items():
             speeds = one["tokens_per_second"]

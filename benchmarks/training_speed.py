@@ -31,7 +31,8 @@ def main() -> None:
     if arguments[:1] == ["--worker"]:
         who, shape, precision, mode, allocator = arguments[1].split("/")
         contender = {OURS: ours, TRAINER: trainer}[who]
-        return work(lambda: contender(shape, precision, mode == "compiled"), allocator)
+        work(lambda: contender(shape, precision, mode == "compiled"), allocator)
+        return
     n_rounds = int(arguments[arguments.index("--rounds") + 1]) if "--rounds" in arguments else 5
     shapes = [shape for shape in SHAPES if shape in arguments] or list(SHAPES)
     readings: dict[str, Any] = {}
@@ -156,7 +157,9 @@ class _Rows:
         from armillary.contracts import Batch
 
         s = SHAPES[shape]
-        tokens = torch.randint(4, s["n_vocab"], (s["rows"], s["window"] + 1), generator=torch.Generator().manual_seed(0))
+        tokens = torch.randint(
+            4, s["n_vocab"], (s["rows"], s["window"] + 1), generator=torch.Generator().manual_seed(0)
+        )
         self.batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
 
     def at(self, step: int) -> Any:

@@ -22,10 +22,10 @@ from armillary.training import distribution
 MODELS = ("demo", "demo-masked")
 """Recipes that end side by side: equal shapes, equal text, equal minutes."""
 
-RESERVE_SECONDS = {"demo": 35.0, "demo-masked": 60.0}
+RESERVE_SECONDS = {"demo": 35.0, "demo-masked": 70.0}
 """Kept back for what comes after the training of each: measuring it, the baselines or the comparison, the report."""
 
-REPLICATES = 4
+REPLICATES = 3
 """Passes over the text for a bound: fewer than usual, for the sake of the clock; the interval says what it costs."""
 
 CAUTION = 0.85
@@ -64,7 +64,8 @@ def demo(root: Path, minutes: float, overrides: Sequence[str], say: Callable[[st
         reserve = sum(RESERVE_SECONDS[other] for other in MODELS[len(runs) :])
         run = _free_run(root, name)
         runs.append(run)
-        training_run, changes = _planned(name, run, root, overrides, (left - reserve) / (len(MODELS) - len(models)), say)
+        share = (left - reserve) / (len(MODELS) - len(models))
+        training_run, changes = _planned(name, run, (root, overrides), share, say)
         commands += _commands(name, run, root, overrides, changes)
         outcome = follow(training_run, commands[-2])
         if outcome["state"] == "interrupted":
@@ -80,9 +81,10 @@ def demo(root: Path, minutes: float, overrides: Sequence[str], say: Callable[[st
 
 
 def _planned(
-    name: str, run: RunFolder, root: Path, overrides: Sequence[str], seconds: float, say: Callable[[str], None]
+    name: str, run: RunFolder, where: tuple[Path, Sequence[str]], seconds: float, say: Callable[[str], None]
 ) -> tuple[TrainingRun, dict[str, Any]]:
-    """A run of as many steps as fit, and what that changes in its recipe."""
+    """A run of as many steps as fit, and what that changes in its recipe. where: root and overrides."""
+    root, overrides = where
     started = time.perf_counter()
     recipe = raw(name, overrides)
     found = parts_of.resolve(recipe)
@@ -104,9 +106,7 @@ def _free_run(root: Path, name: str) -> RunFolder:
     return run
 
 
-def _commands(
-    name: str, run: RunFolder, root: Path, overrides: Sequence[str], changes: dict[str, Any]
-) -> list[str]:
+def _commands(name: str, run: RunFolder, root: Path, overrides: Sequence[str], changes: dict[str, Any]) -> list[str]:
     settings = [*overrides, *(f"training.{key}={value}" for key, value in changes.items())]
     sets = [word for setting in settings for word in ("--set", setting)]
     where = ["--root", str(root)]

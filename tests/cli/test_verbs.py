@@ -326,7 +326,7 @@ def test_extends_merges_sections_and_replaces_parts(tmp_path):
 
 def test_demo_and_data_take_set(call, text_file, tmp_path):
     shown = document(call("demo", "--dry-run", "--set", "training.batch_rows=4", "--root", tmp_path)[1])
-    assert shown["training"]["batch_rows"] == 4
+    assert {name: one["training"]["batch_rows"] for name, one in shown.items()} == {"demo": 4, "demo-masked": 4}
     status, out, err = call("data", "make", text_file, "--set", "document=line", "--json", "--root", tmp_path)
     assert status == 0 and document(out)["boundary"] == "newline", err
     refused(call("data", "make", text_file, "--set", "documents=line", "--root", tmp_path), "documents", "'document'")

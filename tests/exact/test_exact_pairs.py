@@ -102,7 +102,9 @@ def test_a_score_is_the_loss_token_by_token_and_zero_where_nothing_is_asked(back
     if name != "autoregressive" and not (name == "mixture" and next(iter(fields["terms"])) == "left"):
         paid = free & (batch.tokens[:, 1:] == BOS) & batch.scored[:, :-1]
         prices = torch.stack([objective.score(network, batch, draws_for(objective, seed=seed)) for seed in range(6)])
-        assert bool((prices.amax(0)[paid] > 0).all()) and int(paid.sum()) == 2, "the bos behind a scored end is not free"
+        assert bool((prices.amax(0)[paid] > 0).all()) and int(paid.sum()) == 2, (
+            "the bos behind a scored end is not free"
+        )
         free = free & ~paid
     assert free.any() and not score[free].any()
     if not fields.keys() & {"hidden_inputs", "estimator"}:

@@ -87,6 +87,10 @@ def _refuse_misfits(checked: Recipe, found: tuple[Any, Any, compatibility.Named]
             f"packing.window is {window}{more}, and model.backbone.max_length {limit}; "
             f"set model.backbone.max_length={longest}"
         )
+    if checked.packing.isolate_documents and objective.views[0] != "next_token":
+        fault = fault or (
+            f"packing.isolate_documents: {learnt[0]} looks ahead and would see where documents end; set it to false"
+        )
     if checked.sampling.compile and compatibility.shared_view(objective, sampler[1]) != "next_token":
         fault = fault or f"sampling.compile: compiles the steps of left_to_right, not of {sampler[0]}; set it to false"
     if fault is not None:

@@ -72,8 +72,8 @@ class BlockDiffusion(Part):
         short = -n_tokens % self.block
         open_ = torch.nn.functional.pad(open_, (0, short))
         order = torch.nn.functional.pad(draws["order"], (0, short), value=n_tokens)
-        blocks = [x.reshape(-1, self.block) for x in (open_, order)]
-        masking = _masking.by_count(*blocks, draws["level"].reshape(-1), pairs)
+        apart = (-1, self.block)
+        masking = _masking.by_count(open_.reshape(apart), order.reshape(apart), draws["level"].reshape(-1), pairs)
         width = open_.shape[1]
         return Masking(*(x.reshape(-1, width)[:, :n_tokens] for x in (masking.hidden, masking.weight)))
 
