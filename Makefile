@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test test-all lint types check clean
 
-demo: .venv/.demo          ## the whole road in three minutes, offline
+demo: .venv/.demo          ## the whole road in five minutes, offline
 	$(BIN)/armillary demo
 
 test: .venv/.dev           ## what every change must pass, under 8 minutes on 2 cores

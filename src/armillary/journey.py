@@ -53,7 +53,7 @@ def demo(root: Path, minutes: float, overrides: Sequence[str], say: Callable[[st
     """
     started = time.perf_counter()
     reserve = sum(RESERVE_SECONDS.values())
-    if 60 * minutes <= reserve + 25:
+    if not reserve + 25 < 60 * minutes < math.inf:
         raise Refusal(f"--minutes {minutes:g}: the demo needs {math.ceil((reserve + 25) / 60)} at least")
     runs: list[RunFolder] = []
     results: list[dict[str, Any]] = []
@@ -118,7 +118,7 @@ def _commands(name: str, run: RunFolder, root: Path, overrides: Sequence[str], c
 def _commands_of_all(runs: Sequence[RunFolder], root: Path) -> list[str]:
     names, where = [run.name for run in runs], ["--root", str(root)]
     words = [
-        ["armillary", "compare", *names, *where],
+        ["armillary", "compare", *names, "--samples", str(REPLICATES), *where],
         ["armillary", "report", *names, *where],
         ["armillary", "sample", names[0], "--prompt", "The state of the Union", "--n", "3", *where],
         ["armillary", "sample", names[-1], "--infill", "The <8> of the United States <8> peace.", "--live", *where],

@@ -22,7 +22,7 @@ from armillary.evaluation.comparison import Comparison, Scores
 from armillary.evaluation.likelihood import Windowing, measure, n_network_rows
 from armillary.evaluation.orders import InOrder, Order, order_of
 from armillary.evaluation.references import Reference, TokenStream, references
-from armillary.records import Likelihood
+from armillary.records import Likelihood, fingerprint
 from armillary.refusal import ArmillaryWarning, Refusal
 from armillary.run_folder import RunFolder, write_json
 from armillary.tokens.packed import Packed, PackedSplit
@@ -193,6 +193,9 @@ def _stem(corpus: str, split: str, windowing: Windowing, model: OpenModel, wante
         stem += f"-exact-{wanted.exact}"
     elif model.parts.objective.kind == "monte_carlo_bound":
         stem += f"-n{windowing.samples}"
+    changed = fingerprint(model.parts.recipe.objective.model_dump())
+    if changed != fingerprint(model.run.recipe()["objective"]):
+        stem += f"-{changed[:8]}"
     return stem if windowing.n_tokens is None else f"{stem}-t{windowing.n_tokens}"
 
 

@@ -83,11 +83,11 @@ def _refuse_misfits(checked: Recipe, found: tuple[Any, Any, compatibility.Named]
     longest = longest_row(objective, window)
     if limit is not None and limit < longest:
         more = "" if longest == window else f" ({longest} positions for {learnt[0]})"
-        fault = (
+        fault = fault or (
             f"packing.window is {window}{more}, and model.backbone.max_length {limit}; "
             f"set model.backbone.max_length={longest}"
         )
-    if checked.packing.isolate_documents and objective.views[0] != "next_token":
+    if checked.packing.isolate_documents and any(view != "next_token" for view in objective.views):
         fault = fault or (
             f"packing.isolate_documents: {learnt[0]} looks ahead and would see where documents end; set it to false"
         )

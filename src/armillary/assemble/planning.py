@@ -39,8 +39,9 @@ def plan(parts: Parts, n_vocab: int, training_tokens: int | None, *, measured: b
     meta = meta_network(parts.backbone, n_vocab, **build.network_options(parts))
     parameters, inner = count_parameters(meta)
     tokens = recipe.training.steps * rows * window
-    flops = flops_per_token(inner, n_vocab, parts.backbone)
-    training_flops = 3 * positions_read(parts.objective, window) * flops(window)
+    head = 2 * n_vocab * parts.backbone.width
+    body = flops_per_token(inner, n_vocab, parts.backbone)(window) - head
+    training_flops = 3 * (positions_read(parts.objective, window) * body + head)
     facts: dict[str, Any] = {
         "recipe": recipe.name,
         "n_vocab": n_vocab,

@@ -29,7 +29,9 @@ USUAL_NEW_TOKENS = 64
 UNDECIDED = "░"
 """Stands for a token that is not there yet, in a text on its way."""
 
-HOLE = re.compile(r"<(\d+)>")
+MOST_PROBABILITIES = 2**26
+"""Positions times vocabulary whose laws are held at once, in float64 and a few times over: about 2 GB."""
+HOLE = re.compile(r"<(\d{1,6})>")
 
 Watch = Callable[[list[str]], None]
 """Called with all texts as they stand, whenever some have changed."""
@@ -231,7 +233,7 @@ def _states(
     groups: dict[int, list[int]] = {}
     for i, row in enumerate(rows):
         groups.setdefault(len(row.tokens), []).append(i)
-    for indices in groups.values():
+    for indices in _within_memory(groups, network.n_vocab):
         tokens = torch.tensor([rows[i].tokens for i in indices], device=device)
         is_given = torch.tensor([rows[i].is_given for i in indices], device=device)
         generators = [torch.Generator().manual_seed(key(seed, "sample", i)) for i in indices]
@@ -240,6 +242,13 @@ def _states(
             whole = tokens.clone()
             whole[:, own] = state.tokens
             yield indices, State(whole, state.n_evaluations)
+
+
+def _within_memory(groups: dict[int, list[int]], n_vocab: int) -> Iterator[list[int]]:
+    """Rows that are sampled together. A text depends on its own row alone, so this changes none."""
+    for length, indices in groups.items():
+        n = max(1, MOST_PROBABILITIES // (length * n_vocab))
+        yield from (indices[start : start + n] for start in range(0, len(indices), n))
 
 
 VIEWS: dict[str, Callable[[LanguageNetwork, Any, frozenset[int]], Any]] = {

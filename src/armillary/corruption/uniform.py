@@ -54,8 +54,8 @@ class Uniform:
         """q(z_s | z_t), the clean token having probability p0 given all *other* positions: one step of `reverse`."""
         alpha_t, alpha_s = self.schedule.alpha(t.double())[:, None], self.schedule.alpha(s.double())[:, None]
         stays = (alpha_t / alpha_s).expand(tokens.shape[0], 1)
-        here = torch.nn.functional.one_hot(tokens, self.n_vocab).double()
-        weights = (stays * here + (1 - stays) / self.n_vocab) * (alpha_s * p0.double() + (1 - alpha_s) / self.n_vocab)
+        moves = ((1 - stays) / self.n_vocab).expand(p0.shape).scatter_add(1, tokens[:, None], stays)
+        weights = moves * (alpha_s * p0.double() + (1 - alpha_s) / self.n_vocab)
         return (weights / weights.sum(1, keepdim=True)).to(p0.dtype)
 
     def reverse(

@@ -139,7 +139,8 @@ def n_network_rows(objective: Objective | InOrder, held_out: tuple[Packed, str],
     if isinstance(objective, InOrder):
         return sum(objective.n_rows(windows.batch(rows)[2]) for rows in windows.batches)
     judge = judge_of(objective)
-    is_paired = getattr(judge, "pairs", False) and objective.kind == "monte_carlo_bound"
+    hides = any(view in ("absorbing", "blocks") for view in judge.views)
+    is_paired = hides and getattr(judge, "pairs", False) and objective.kind == "monte_carlo_bound"
     return len(windows.ends) * _n_passes(objective, windowing) * (2 if is_paired else 1)
 
 

@@ -76,6 +76,17 @@ def fine(n_rows: int, n_tokens: int, generator: torch.Generator) -> Float[Tensor
     return torch.rand(n_rows, n_tokens, generator=generator, dtype=torch.float64)
 
 
+def levels(where: Bool[Tensor, "B T"], t: Float[Tensor, "B 1"]) -> Float[Tensor, "B T"]:
+    """The noise level of each position: t where it is corrupted, 0 where it is given clean."""
+    return torch.where(where, t, torch.zeros_like(t))
+
+
+def excess(w: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """e^w - 1 - w, which is never negative, also where its terms cancel."""
+    small = w * w / 2 * (1 + w / 3)
+    return torch.where(w.abs() < 1e-3, small, torch.expm1(w) - w)
+
+
 def alpha_and_slope(schedule: Schedule, t: Float[Tensor, "B 1"]) -> tuple[Float[Tensor, "B 1"], Float[Tensor, "B 1"]]:
     """In float64, alpha kept off 0 and 1, where ratios of noise have no logarithm."""
     return schedule.alpha(t.double()).clamp(1e-12, 1 - 1e-12), schedule.slope(t.double())

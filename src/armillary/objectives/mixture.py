@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from armillary import registry
@@ -29,6 +29,13 @@ class Mixture(Part):
     """terms by name; the first one is what the model is judged by. Each term's nats are logged under its name."""
 
     terms: dict[str, Term] = Field(min_length=1)
+
+    @field_validator("terms")
+    @classmethod
+    def terms_are_no_mixtures(cls, terms: dict[str, Term]) -> dict[str, Term]:
+        if any(term.objective.name == "mixture" for term in terms.values()):
+            raise ValueError("a term of a mixture is no mixture; name its terms here")
+        return terms
 
     @cached_property
     def objectives(self) -> dict[str, Objective]:

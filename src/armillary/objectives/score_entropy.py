@@ -105,7 +105,7 @@ class ScoreEntropy(Part):
         """Of the clean token, given all other positions: what the ratios say once they are normalised."""
         if self.process == "absorbing":
             return network.head.log_p(network.hidden(tokens, layout)[where])
-        rows = network.hidden(tokens, layout, t[:, None])[where]
+        rows = network.hidden(tokens, layout, _masking.levels(where, t[:, None]))[where]
         alpha = self.schedule.alpha(t)[:, None].expand(tokens.shape)[where]
         return network.head.reduce(rows, _log_p0_of_ratios, tokens[where], alpha, normalised=False)
 
@@ -138,7 +138,7 @@ class ScoreEntropy(Part):
         t = draws["level"][:, None].clamp(min=1e-5)
         corruption = Uniform(network.n_vocab, self.schedule)
         noisy = torch.where(where, corruption.corrupt(tokens, t, draws["u"]), tokens)
-        rows = network.hidden(noisy, layout_of(batch), t)[where]
+        rows = network.hidden(noisy, layout_of(batch), _masking.levels(where, t))[where]
         alpha, slope = _masking.alpha_and_slope(self.schedule, t)
         extras = (x.expand(tokens.shape)[where] for x in (alpha, -slope / alpha))
         own = network.head.reduce(rows, ratio_entropy, tokens[where], noisy[where], *extras, normalised=False)
@@ -150,7 +150,7 @@ def _nll_and_excess(logits: Float[Tensor, "n V"], targets: Int[Tensor, " n"]) ->
     total = logits.logsumexp(1)
     log_z = total - math.log(logits.shape[1])
     nll = total - logits.gather(1, targets[:, None]).squeeze(1)
-    return torch.stack([nll, torch.expm1(log_z) - log_z], dim=1)
+    return torch.stack([nll, _masking.excess(log_z)], dim=1)
 
 
 def ratio_entropy(
@@ -168,7 +168,7 @@ def ratio_entropy(
     log_q = log_others.expand_as(logits).scatter(1, clean[:, None], log_own)
     log_r = log_q - log_q.gather(1, noisy[:, None])
     w = (logits - log_r).scatter(1, noisy[:, None], 0.0)  # y = z has no rate
-    return (rate / n_vocab).to(logits.dtype) * (log_r.exp() * (torch.expm1(w) - w)).sum(1)
+    return (rate / n_vocab).to(logits.dtype) * (log_r.exp() * _masking.excess(w)).sum(1)
 
 
 def _log_p0_of_ratios(

@@ -78,7 +78,7 @@ class UniformDiffusion(Part):
         where: Bool[Tensor, "B L"],
     ) -> Float[Tensor, "n V"]:
         """Of the clean token, given all other positions."""
-        rows = network.hidden(tokens, layout, t[:, None])[where]
+        rows = network.hidden(tokens, layout, _masking.levels(where, t[:, None]))[where]
         alpha = self.schedule.alpha(t)[:, None].expand(tokens.shape)[where]
         return leave_one_out(network.head.log_p(rows), tokens[where], alpha)
 
@@ -90,7 +90,7 @@ class UniformDiffusion(Part):
         t = draws["level"][:, None].clamp(1e-5, 1 - 1e-5)
         corruption = self.corruption(network.n_vocab)
         noisy = torch.where(where, corruption.corrupt(tokens, t, draws["u"]), tokens)
-        rows = network.hidden(noisy, layout_of(batch), t)[where]
+        rows = network.hidden(noisy, layout_of(batch), _masking.levels(where, t))[where]
         alpha, slope = _masking.alpha_and_slope(self.schedule, t)
         extras = (x.expand(tokens.shape)[where] for x in (alpha, -slope))
         own = network.head.reduce(rows, integrand, tokens[where], noisy[where], *extras)
@@ -125,5 +125,4 @@ def integrand(
     log_u = log_truth - log_truth.gather(1, noisy[:, None])
     log_v = log_guess - log_guess.gather(1, noisy[:, None])
     w = log_v - log_u
-    terms = log_u.exp() * (torch.expm1(w) - w)
-    return factor * terms.sum(1)
+    return factor * (log_u.exp() * _masking.excess(w)).sum(1)

@@ -90,7 +90,9 @@ class Rows:
         has_given = where & is_given.any(1, keepdim=True)  # where nothing is given, both laws are the same
         if self.settings.guidance == 0 or not bool(has_given.any()):
             return log_p
-        alone = self._ask(torch.where(is_given, self.prior, self.tokens), has_given, t)
+        # Hidden given positions are asked for too: a network that knows the noise level takes the others for clean.
+        hidden = has_given | (is_given & has_given.any(1, keepdim=True))
+        alone = self._ask(torch.where(is_given, self.prior, self.tokens), hidden, t)[has_given[hidden]]
         rows = has_given[where]
         out = log_p.clone()
         out[rows] = guided(log_p[rows], alone, self.settings.guidance)

@@ -49,6 +49,6 @@ class Ancestral(Parallel):
 def _revealed(
     rows: Rows, where: Bool[Tensor, "B L"], t: Float[Tensor, " B"], s: Float[Tensor, " B"], u: Float[Tensor, "B L 2"]
 ) -> Bool[Tensor, "B L"]:
-    """The positions that this step writes: those that it would write under any law, a flat one for instance."""
-    flat = torch.zeros(1, rows.view.n_vocab, device=where.device).expand(int(where.sum()), -1)
+    """The positions that this step writes: those that it would write under any law, that of one token for instance."""
+    flat = torch.zeros(1, 1, device=where.device).expand(int(where.sum()), -1)
     return where & (rows.view.reverse(rows.tokens, where, flat, t, s, u) != rows.tokens)

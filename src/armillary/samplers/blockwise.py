@@ -42,7 +42,8 @@ class Blockwise(Part):
         views = getattr(registry.find("samplers", self.sampler.name), "views", ())
         if "absorbing" not in views or "blocks" in views:
             raise ValueError(f"sampler '{self.sampler.name}' does not restore masked positions; take 'ancestral'")
-        _ = self.inside  # wrong fields are refused now, not while it runs
+        if getattr(self.inside, "guidance", 0):  # wrong fields are refused now, not while it runs
+            raise ValueError("guidance: a prompt in finished blocks cannot be hidden again; leave it out")
         return self
 
     def run(self, view: Blocks | Denoise, given: Given, generators: Sequence[torch.Generator]) -> Iterator[State]:
