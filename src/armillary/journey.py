@@ -20,7 +20,7 @@ from armillary.run_folder import RunFolder
 from armillary.training import distribution
 
 MODELS = ("demo", "demo-masked")
-"""Recipes that end side by side: equal shapes, equal text, equal minutes."""
+"""Recipes that end side by side: equal shapes, equal text. Each gets its share of the minutes that are left."""
 
 RESERVE_SECONDS = {"demo": 35.0, "demo-masked": 70.0}
 """Kept back for what comes after the training of each: measuring it, the baselines or the comparison, the report."""
