@@ -30,6 +30,7 @@ OFFERED: dict[str, tuple[Order, ...]] = {
     "blocks": ORDERS,
     "any_order": ("left_to_right", "random"),
     "uniform": (),
+    "latent": (),
 }
 """Orders in which a model of that view has an exact likelihood."""
 
@@ -37,6 +38,7 @@ WHY_NOT = {
     "next_token": "an autoregressive model reads from left to right only",
     "any_order": "one pass gives a whole order only where the order is known before the tokens are",
     "uniform": "nothing says which tokens of a uniform corruption are noise, so that none is revealed before another",
+    "latent": "all tokens of a row come from one latent, and its law is an integral over latents",
 }
 
 USUAL = {
@@ -45,6 +47,7 @@ USUAL = {
     "blocks": "mean over orders",
     "any_order": "random",
     "uniform": "none",
+    "latent": "none",
 }
 """The order of an objective's own score. A bound of a diffusion that hides tokens is a mean over all orders."""
 
