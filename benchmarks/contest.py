@@ -93,10 +93,16 @@ def show(readings: dict[str, dict[str, Any]], ours: str) -> None:
 
 
 def write(name: str, readings: dict[str, Any], command: str) -> Path:
-    """benchmarks/results/NAME.json: readings, the command, the machine and the versions."""
+    """benchmarks/results/NAME.json: readings, the command, the machine and the versions.
+
+    Each group is a contest of its own, so readings of other groups stay where they come from the same machine.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     machine = describe() | {"transformers": version("transformers"), "n_cores": os.cpu_count()}
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    if before.get("machine") == machine:
+        readings = before["readings"] | readings
     path.write_text(json.dumps({"command": command, "machine": machine, "readings": readings}, indent=1) + "\n")
     return path
 

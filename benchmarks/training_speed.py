@@ -1,6 +1,6 @@
 """Training steps of one model, ours and the Hugging Face Trainer's: as shipped, and under the same allocator.
 
-Usage: python benchmarks/training_speed.py [--rounds 5] [tiny | gpt ...]
+Usage: python benchmarks/training_speed.py [--rounds 5] [tiny | gpt | fp32 | bf16 ...]
 
 Two shapes, 4,096 tokens a step: LLaMA `tiny` (V 32,768, d 256, 6 layers, d_ff 1,024, tied, T 1,024, batch 4) and the
 GPT baseline `gpt` (V 8,192, d 256, 6 layers, d_ff 1,024, T 128, batch 32). Same random tokens, AdamW, clipping at 1,
@@ -23,6 +23,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"n_vocab": 32_768, "window": 1_024, "rows": 4},
     "gpt": {"n_vocab": 8_192, "window": 128, "rows": 32},
 }
+PRECISIONS = ["fp32", "bf16"]
 OURS, TRAINER = "armillary", "Trainer"
 
 
@@ -35,9 +36,10 @@ def main() -> None:
         return
     n_rounds = int(arguments[arguments.index("--rounds") + 1]) if "--rounds" in arguments else 5
     shapes = [shape for shape in SHAPES if shape in arguments] or list(SHAPES)
+    precisions = [precision for precision in PRECISIONS if precision in arguments] or PRECISIONS
     readings: dict[str, Any] = {}
     for shape in shapes:
-        for precision in ("fp32", "bf16"):
+        for precision in precisions:
             for mode in ("eager", "compiled"):
                 group = f"{shape}/{precision}/{mode}"
                 print(group, flush=True)
@@ -45,7 +47,7 @@ def main() -> None:
                 others = [f"{TRAINER}/{group}/{SYSTEM_ALLOCATOR}", f"{TRAINER}/{group}/{KEPT_ALLOCATOR}"]
                 readings[group] = compete(__file__, [mine, f"{OURS}/{group}/{SYSTEM_ALLOCATOR}", *others], n_rounds)
                 show(readings[group], mine)
-    print(write("training_speed", readings, "python benchmarks/training_speed.py " + " ".join(arguments)))
+    print(write("training_speed", readings, "python benchmarks/training_speed.py"))
 
 
 def ours(shape: str, precision: str, compiled: bool) -> Iterator[int]:
