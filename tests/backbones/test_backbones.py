@@ -12,8 +12,12 @@ from armillary.registry import find, make, names
 
 V, D, L = 11, 16, 12
 SMALL = {
+    "bijective": {"d_model": D, "n_layers": 2, "n_heads": 4, "coupling": "affine"},
     "gpt": {"d_model": D, "n_layers": 2, "n_heads": 4, "max_length": 32},
     "llama": {"d_model": D, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2},
+    "perigee": {"model_dim": D, "num_layers": 2, "num_heads": 4, "oscillator_count": 3, "window": 4, "max_radius": 4},
+    "respsann": {"d_model": D, "n_layers": 2, "n_heads": 4, "positional_encoding": "alibi"},
+    "waveresnet": {"d_model": D, "n_layers": 2, "n_heads": 4, "wave_dilation_growth": 2},
 }
 
 
@@ -107,7 +111,7 @@ def test_cached_equals_uncached_with_mixed_prompt_lengths(network, tokens):
         torch.testing.assert_close(torch.stack([g[i] for g in got]), whole, atol=1e-12, rtol=0)
 
 
-def test_a_slot_can_be_used_again_and_selected_and_rewound(network, tokens):
+def test_a_slot_can_be_used_again_and_selected_and_read_without_being_kept(network, tokens):
     view = CachedNextToken(network, n_slots=2, capacity=L)
     view.start([0, 1], [tokens[0].tolist()[:9], tokens[1].tolist()[:3]])
     view.release([0])
@@ -116,8 +120,8 @@ def test_a_slot_can_be_used_again_and_selected_and_rewound(network, tokens):
     torch.testing.assert_close(again, whole, atol=1e-12, rtol=0)
     view.cache = view.cache.select(torch.tensor([1]))
     assert view.cache.lengths.tolist() == [3]
-    view.advance([0], tokens[1, 3:4])
-    view.cache.rewind(torch.tensor([0]), torch.tensor([1]))
+    network.hidden(tokens[1:2, 3:6], Layout("full"), cache=view.cache.tentative())
+    assert view.cache.lengths.tolist() == [3]
     after = view.advance([0], tokens[0, :1])
     row = torch.cat([tokens[1:2, :3], tokens[0:1, :1]], 1)
     torch.testing.assert_close(after, logits(network, row, Layout("causal"))[:, -1], atol=1e-12, rtol=0)

@@ -17,8 +17,12 @@ from armillary.registry import make
 
 V, D, L, B = 7, 16, 8, 3
 SMALL = {
+    "bijective": {"d_model": D, "n_layers": 2, "n_heads": 4, "hybrid_layers": [1]},
     "gpt": {"d_model": D, "n_layers": 2, "n_heads": 4, "max_length": 16},
     "llama": {"d_model": D, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2},
+    "perigee": {"model_dim": D, "num_layers": 2, "num_heads": 4, "oscillator_count": 3, "window": 4, "max_radius": 3},
+    "respsann": {"d_model": D, "n_layers": 2, "n_heads": 4, "positional_encoding": "alibi"},
+    "waveresnet": {"d_model": D, "n_layers": 2, "n_heads": 4, "wave_dilation_growth": 2},
 }
 DENOISERS = {
     "masked_diffusion": ("masked_diffusion", {}),
@@ -68,7 +72,6 @@ def test_log_p0_is_the_objectives_and_rows_that_ask_nothing_change_nothing(backb
     network = network_for(backbone, denoiser)
     view = DenoiseView(network, denoiser)
     assert isinstance(view, Denoise) and not isinstance(view, Blocks)
-    assert view.uses_noise_level == (denoiser.n_extra_embeddings == 0)
     tokens = drawn(1, B, L, high=V + denoiser.n_extra_embeddings)
     t, where = torch.tensor([0.9, 0.5, 0.2], dtype=torch.float64), drawn(2, B, L, high=2).bool()
     where[1] = False
@@ -123,7 +126,7 @@ def test_a_block_behind_the_cache_is_what_one_pass_says(backbone, block):
     assert isinstance(view, Blocks)
     clean, t = drawn(1, B, L), torch.ones(B, dtype=torch.float64)
     current = view.open(B, L)
-    assert isinstance(current, Denoise) and not current.uses_noise_level
+    assert isinstance(current, Denoise)
     for start in range(0, L, block):
         part = slice(start, start + block)
         for again in range(3):  # asked again, with other noise and for other rows, it has forgotten what it was asked

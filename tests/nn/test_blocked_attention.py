@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from armillary.contracts import Layout
 from armillary.nn import blocked_attention
 from armillary.nn.attention import Attention
-from armillary.nn.sight import Sight
+from armillary.nn.sight import look
 
 SHAPES = {"one block": 5, "a whole block": 128, "a block and a bit": 131, "many": 300}
 
@@ -62,7 +63,7 @@ def test_training_and_inference_agree_with_grouped_heads() -> None:
     torch.manual_seed(0)
     attention = Attention(32, 4, 2, bias=False, dropout=0.0).double()
     x = torch.randn(2, 150, 32, dtype=torch.float64)
-    sight = Sight(torch.arange(150)[None], is_causal=True, mask=None)
+    sight = look(Layout(), 150, x.device)
     with torch.no_grad():
         asked = attention(x, sight)
     torch.testing.assert_close(attention(x, sight), asked, rtol=1e-10, atol=1e-10)

@@ -62,7 +62,7 @@ class Llama(Part):
         """8/3 · d_model, rounded up to a multiple of 32, where d_ff is not set."""
         return self.d_ff or -(-8 * self.d_model // 96) * 32
 
-    def build(self) -> LlamaBackbone:
+    def build(self) -> nn.Module:
         return LlamaBackbone(self)
 
 

@@ -16,7 +16,6 @@ from armillary.corruption.absorbing import Absorbing
 from armillary.model.denoise import CorruptionView
 from armillary.model.network import LanguageNetwork
 from armillary.objectives.block_diffusion import BlockDiffusion
-from armillary.refusal import Refusal
 
 
 class CachedBlocks:
@@ -31,10 +30,6 @@ class CachedBlocks:
 
     def open(self, n_rows: int, n_tokens: int) -> _CurrentBlock:
         self._cache = self.network.allocate(n_rows, n_tokens)
-        if not self._cache.can_rewind:
-            raise Refusal(
-                "blocks: this backbone's cache cannot rewind, and a block is read many times; use another one"
-            )
         return _CurrentBlock(self.network, self._cache, self.corruption, self.forbidden)
 
     @torch.inference_mode()
@@ -44,7 +39,7 @@ class CachedBlocks:
 
 
 class _CurrentBlock(CorruptionView):
-    """The block behind what the cache holds. It is read with the cache, and then forgotten."""
+    """The block behind what the cache holds. It is read with the cache, and not kept."""
 
     def __init__(
         self, network: LanguageNetwork, cache: Cache, corruption: Absorbing, forbidden: Collection[int]
@@ -57,6 +52,6 @@ class _CurrentBlock(CorruptionView):
     ) -> Float[Tensor, "n V"]:
         # All rows in order need no gather of the cache; a part of them is copied out of it, layer by layer.
         is_all = rows.numel() == self._cache.lengths.numel()
-        hidden = self.network.hidden(tokens, Layout("full"), cache=self._cache if is_all else self._cache.at(rows))
-        self._cache.rewind(rows, torch.full_like(rows, tokens.shape[1]))
+        cache = (self._cache if is_all else self._cache.at(rows)).tentative()
+        hidden = self.network.hidden(tokens, Layout("full"), cache=cache)
         return self.network.head.log_p(hidden[where])

@@ -19,9 +19,6 @@ from armillary.corruption.uniform import Uniform
 class Denoiser(Protocol):
     """What DenoiseView asks of an objective."""
 
-    @property
-    def needs(self) -> frozenset[str]: ...
-
     def corruption(self, n_vocab: int) -> Absorbing | Uniform: ...
 
     def log_p0(
@@ -37,8 +34,6 @@ class Denoiser(Protocol):
 class CorruptionView(ABC):
     """All of a Denoise but where its log_p0 comes from: `_log_p0` is asked for the rows that have a position in
     `where`, and for no other."""
-
-    uses_noise_level = False
 
     def __init__(self, corruption: Absorbing | Uniform, forbidden: Collection[int]) -> None:
         self.n_vocab = corruption.n_vocab
@@ -90,7 +85,6 @@ class DenoiseView(CorruptionView):
     def __init__(self, network: Network, objective: Denoiser, forbidden: Collection[int] = frozenset()) -> None:
         super().__init__(objective.corruption(network.n_vocab), forbidden)
         self.network, self.objective = network, objective
-        self.uses_noise_level = "noise_level" in objective.needs
 
     def _log_p0(
         self, rows: Int[Tensor, " b"], tokens: Int[Tensor, "b L"], t: Float[Tensor, " b"], where: Bool[Tensor, "b L"]

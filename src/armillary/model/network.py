@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from armillary.contracts import Backbone, BackbonePart, Cache, Layout
@@ -21,7 +21,7 @@ class LanguageNetwork(nn.Module):
     inputs have no probability by construction. Tied, the head is the first n_vocab rows of the embedding.
 
     is_told_targets: each position also receives the position it predicts, a sinusoidal code through one D × D matrix
-    (Pannatier et al. 2024, arXiv 2404.09562, section 2).
+    (Pannatier et al. 2024, arXiv 2404.09562, section 2). has_encoder: a token stands for a Gaussian over 2 D numbers.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class LanguageNetwork(nn.Module):
         tied: bool = True,
         n_extra: int = 0,
         is_told_targets: bool = False,
+        has_encoder: bool = False,
     ) -> None:
         super().__init__()
         self.n_vocab = n_vocab
@@ -39,7 +40,13 @@ class LanguageNetwork(nn.Module):
         self.backbone = backbone.build()
         self.output_head = None if tied else Linear(backbone.width, n_vocab, bias=False)
         self.target = Linear(backbone.width, backbone.width, bias=False) if is_told_targets else None
+        self.encoder = Linear(backbone.width, 4 * backbone.width) if has_encoder else None
         nn.init.normal_(self.embedding.weight, std=0.02)
+        if self.encoder is not None:  # means of unit size, far apart beside a deviation of 1/e
+            nn.init.normal_(self.encoder.weight[: 2 * backbone.width], std=backbone.width**-0.5)
+            nn.init.zeros_(self.encoder.weight[2 * backbone.width :])
+            nn.init.zeros_(self.encoder.bias[: 2 * backbone.width])
+            nn.init.constant_(self.encoder.bias[2 * backbone.width :], -1.0)
         if self.target is not None:
             nn.init.normal_(self.target.weight, std=0.02)
         if self.output_head is not None:
@@ -68,6 +75,23 @@ class LanguageNetwork(nn.Module):
             cache.advance(tokens.shape[1] if segments is None else (segments >= 0).sum(1).cpu())
         return out
 
+    def encode(self, tokens: Int[Tensor, "B L"]) -> tuple[Float[Tensor, "B L D2"], Float[Tensor, "B L D2"]]:
+        """Mean and log of the deviation of what each token stands for: both streams of a bijective backbone."""
+        assert self.encoder is not None, "an objective that needs an encoder says so"
+        x = self.embedding(tokens)
+        mean, log_std = self.encoder(torch.nn.functional.rms_norm(x, x.shape[-1:])).to(x.dtype).chunk(2, dim=-1)
+        return mean, log_std
+
+    def flow(
+        self, z: Float[Tensor, "B L D2"], layout: Layout, where: Bool[Tensor, "B L"]
+    ) -> tuple[Float[Tensor, "B L D2"], Float[Tensor, "B L"], Float[Tensor, "B L D"]]:
+        """Where a bijective backbone takes latents, `where` alone, how far it stretches each position, and what the
+        head reads of the latents."""
+        backbone: Any = self.backbone
+        a, b = z.chunk(2, dim=-1)
+        *ends, stretched = backbone.streams(a, b, layout, where=where)
+        return torch.cat(ends, dim=-1), stretched, backbone.read(a, b)
+
     def forward(self, tokens: Int[Tensor, "B L"], layout: Layout, noise_level: Any = None) -> Float[Tensor, "B L V"]:
         """log_p of every position: for small inputs and for looking, never for training."""
         hidden = self.hidden(tokens, layout, noise_level)
@@ -88,9 +112,7 @@ def count_parameters(network: LanguageNetwork) -> tuple[int, int]:
     return every, every - embeddings
 
 
-def meta_network(
-    backbone: BackbonePart, n_vocab: int, *, tied: bool, n_extra: int = 0, is_told_targets: bool = False
-) -> LanguageNetwork:
-    """The network without storage: to count a large one in no time."""
+def meta_network(backbone: BackbonePart, n_vocab: int, *, tied: bool, **options: Any) -> LanguageNetwork:
+    """The network without storage: to count a large one in no time. options: as LanguageNetwork takes them."""
     with torch.device("meta"):
-        return LanguageNetwork(backbone, n_vocab, tied=tied, n_extra=n_extra, is_told_targets=is_told_targets)
+        return LanguageNetwork(backbone, n_vocab, tied=tied, **options)

@@ -36,7 +36,7 @@ class Attention(nn.Module):
         sight: Sight,
         rotation: Rotation | None = None,
         state: AttentionState | None = None,
-    ) -> Float[Tensor, "B L D"]:
+    ) -> Float[Tensor, "B L O"]:
         q, k, v = self._heads(self.q(x)), self._heads(self.k(x)), self._heads(self.v(x))
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
@@ -57,8 +57,9 @@ class Attention(nn.Module):
             if groups > 1:
                 k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
             return blocked_attention.attend(q, k, v, sight.mask, sight.is_causal, dropout)
+        is_causal = sight.is_causal and sight.mask is None
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=sight.mask, is_causal=sight.is_causal, dropout_p=dropout, enable_gqa=groups > 1
+            q, k, v, attn_mask=sight.mask, is_causal=is_causal, dropout_p=dropout, enable_gqa=groups > 1
         )
 
     def _heads(self, x: Float[Tensor, "B L HE"]) -> Float[Tensor, "B H L E"]:
@@ -72,7 +73,9 @@ def _attend_from_one(
     groups = q.shape[1] // k.shape[1]
     queries = q.unflatten(1, (-1, groups)).float() * q.shape[-1] ** -0.5
     scores = (queries * k[:, :, None].float()).sum(-1)
-    if mask is not None:
+    if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask[:, :, None, 0], -torch.inf)
+    elif mask is not None:
+        scores = scores + mask.reshape(scores.shape)
     p = torch.softmax(scores, dim=-1)
     return (p[..., None] * v[:, :, None].float()).sum(-2, keepdim=True).flatten(1, 2).to(q.dtype)

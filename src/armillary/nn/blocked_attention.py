@@ -30,11 +30,11 @@ def attend(
     q: Float[Tensor, "B H L E"],
     k: Float[Tensor, "B H S E"],
     v: Float[Tensor, "B H S E"],
-    mask: Bool[Tensor, "#B 1 L S"] | None = None,
+    mask: Bool[Tensor, "#B 1 L S"] | Float[Tensor, "#B H L S"] | None = None,
     is_causal: bool = False,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H L E"]:
-    """As scaled_dot_product_attention of equal heads; mask and is_causal never both."""
+    """As scaled_dot_product_attention of equal heads. With a mask, is_causal says that it hides all that is later."""
     return _Blocked.apply(q, k, v, mask, is_causal, dropout)  # type: ignore[return-value]
 
 
@@ -51,11 +51,10 @@ class _Blocked(torch.autograd.Function):
             out = torch.empty_like(queries)
             for start, end, last in _blocks(length, k.shape[2], is_causal):
                 scores = torch.bmm(queries[:, start:end], keys[:, :last].transpose(1, 2)).mul_(ctx.scale)
-                if is_causal:
+                if mask is not None:
+                    _hide(scores.unflatten(0, (n_rows, -1)), mask[:, :, start:end, :last])
+                elif is_causal:
                     scores[:, :, start:].masked_fill_(_is_later(end - start, q.device), -torch.inf)
-                elif mask is not None:
-                    by_row = scores.unflatten(0, (n_rows, -1))
-                    by_row.masked_fill_(~mask[:, :, start:end], -torch.inf)
                 p = torch.softmax(scores, dim=-1)
                 kept.append(p)
                 if dropout:
@@ -91,6 +90,13 @@ def _blocks(length: int, n_keys: int, is_causal: bool) -> list[tuple[int, int, i
     """(first query, end of queries, end of keys) of each block."""
     ends = [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
     return [(start, end, end if is_causal else n_keys) for start, end in ends]
+
+
+def _hide(scores: Float[Tensor, "B H n S"], mask: Tensor) -> None:
+    if mask.dtype == torch.bool:
+        scores.masked_fill_(~mask, -torch.inf)
+    else:
+        scores.add_(mask)
 
 
 def _is_later(n: int, device: torch.device) -> Bool[Tensor, "n n"]:

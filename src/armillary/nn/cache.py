@@ -7,21 +7,19 @@ every step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from armillary.refusal import Refusal
+if TYPE_CHECKING:
+    from armillary.nn.sight import Sight
 
 
 @runtime_checkable
 class LayerState(Protocol):
     """What one mixer keeps for each row of a cache."""
-
-    @property
-    def can_rewind(self) -> bool: ...
 
     def select(self, rows: Int[Tensor, " n"]) -> LayerState: ...
 
@@ -30,8 +28,6 @@ class LayerState(Protocol):
 
 class AttentionState:
     """Keys and values (rows, heads, capacity + 1, head_dim); the last slot takes the padding of mixed prompts."""
-
-    can_rewind = True  # what lies beyond a row's length is never seen, so forgetting is a shorter length
 
     def __init__(self, keys: Float[Tensor, "R H C1 E"], values: Float[Tensor, "R H C1 E"]) -> None:
         self.keys, self.values = keys, values
@@ -44,7 +40,7 @@ class AttentionState:
         return cls(torch.zeros(full, device=device, dtype=dtype), torch.zeros(full, device=device, dtype=dtype))
 
     def select(self, rows: Int[Tensor, " n"]) -> AttentionState:
-        return AttentionState(self.keys[rows], self.values[rows])
+        return type(self)(self.keys[rows], self.values[rows])
 
     def reset(self, rows: Int[Tensor, " n"]) -> None:
         """Nothing to wipe: slots are written before they are seen."""
@@ -65,6 +61,53 @@ class AttentionState:
         return self.keys[seen, :, :n_seen], self.values[seen, :, :n_seen]
 
 
+class MixerState:
+    """What a recurrence carries from token to token: (rows, ...), zero where nothing was read yet.
+
+    A filter keeps its state there, a convolution its last inputs.
+    """
+
+    def __init__(self, values: Float[Tensor, "R ..."]) -> None:
+        self.values = values
+
+    @classmethod
+    def allocate(cls, shape: tuple[int, ...], *, device: torch.device, dtype: torch.dtype) -> MixerState:
+        """shape: rows first."""
+        return cls(torch.zeros(shape, device=device, dtype=dtype))
+
+    def select(self, rows: Int[Tensor, " n"]) -> MixerState:
+        return MixerState(self.values[rows])
+
+    def reset(self, rows: Int[Tensor, " n"]) -> None:
+        self.values[rows.to(self.values.device)] = 0
+
+    def read(self, sight: Sight) -> Float[Tensor, "B ..."]:
+        return self.values if sight.rows is None else self.values[sight.rows]
+
+    def write(self, new: Float[Tensor, "B ..."], sight: Sight) -> None:
+        """Nothing happens in a pass that is not kept."""
+        if not sight.keeps:
+            return
+        if sight.rows is None:
+            self.values.copy_(new)
+        else:
+            self.values[sight.rows] = new.to(self.values.dtype)
+
+
+class BlockState:
+    """The states of the mixers of one block, where it has several."""
+
+    def __init__(self, *states: LayerState) -> None:
+        self.states = states
+
+    def select(self, rows: Int[Tensor, " n"]) -> BlockState:
+        return BlockState(*(state.select(rows) for state in self.states))
+
+    def reset(self, rows: Int[Tensor, " n"]) -> None:
+        for state in self.states:
+            state.reset(rows)
+
+
 class DecodingCache:
     """The states of all layers, and how many tokens each row holds (a host tensor). See contracts.Cache."""
 
@@ -76,17 +119,14 @@ class DecodingCache:
         rows: Int[Tensor, " n"] | None = None,
         *,
         is_seen_whole: bool = False,
+        keeps: bool = True,
     ) -> None:
         self.layers, self.lengths, self.capacity, self.rows = list(layers), lengths, capacity, rows
-        self.is_seen_whole = is_seen_whole
+        self.is_seen_whole, self.keeps = is_seen_whole, keeps
 
     @classmethod
     def of(cls, layers: Sequence[LayerState], n_rows: int, capacity: int) -> DecodingCache:
         return cls(layers, torch.zeros(n_rows, dtype=torch.long), capacity)
-
-    @property
-    def can_rewind(self) -> bool:
-        return all(layer.can_rewind for layer in self.layers)
 
     @property
     def row_lengths(self) -> Int[Tensor, " n"]:
@@ -104,18 +144,21 @@ class DecodingCache:
 
     def whole(self) -> DecodingCache:
         """The same storage, all rows; every step looks at all slots under a mask, so that its shapes never change."""
-        return DecodingCache(self.layers, self.lengths, self.capacity, is_seen_whole=True)
+        return DecodingCache(self.layers, self.lengths, self.capacity, is_seen_whole=True, keeps=self.keeps)
 
     def at(self, rows: Int[Tensor, " n"]) -> DecodingCache:
-        return DecodingCache(self.layers, self.lengths, self.capacity, rows)
+        return DecodingCache(self.layers, self.lengths, self.capacity, rows, keeps=self.keeps)
 
-    def rewind(self, rows: Int[Tensor, " n"], n: Int[Tensor, " n"]) -> None:
-        if not self.can_rewind:
-            raise Refusal("this backbone's cache cannot rewind; use a sampler that never takes tokens back")
-        self.lengths[rows.cpu()] -= n.cpu()
+    def tentative(self) -> DecodingCache:
+        """The same storage for a pass whose tokens see it, and are forgotten."""
+        return DecodingCache(
+            self.layers, self.lengths, self.capacity, self.rows, is_seen_whole=self.is_seen_whole, keeps=False
+        )
 
     def advance(self, n: Int[Tensor, " n"] | int) -> None:
         """Counts the tokens that a forward pass has just written, once, after the last layer."""
+        if not self.keeps:
+            return
         if self.rows is None:
             self.lengths += n
         else:

@@ -32,5 +32,5 @@ class SwiGlu(nn.Module):
         self.up = Linear(width, hidden, bias=False)
         self.down = Linear(hidden, width, bias=False)
 
-    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L O"]:
         return self.down(F.silu(self.gate(x)) * self.up(x))

@@ -12,6 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
+def working_type(x: Tensor) -> torch.dtype:
+    """What a linear layer gives for x: autocast's type, or its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def is_single_row_step(x: Float[Tensor, "... D"]) -> bool:
     is_inference = torch.compiler.is_compiling() and not torch.is_grad_enabled()
     return is_inference and x.device.type == "cpu" and x.numel() == x.shape[-1]

@@ -54,12 +54,12 @@ class NoiseLevel(nn.Module):
 
 
 class Modulation(nn.Module):
-    """c → (shift, scale, gate) of a block's two layers."""
+    """c → (shift, scale, gate) of each of a block's layers."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, n_layers: int = 2) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.zeros(6, width))
+        self.table = nn.Parameter(torch.zeros(3 * n_layers, width))
 
-    def forward(self, c: Float[Tensor, " B #L D"]) -> tuple[Shift, Shift]:
-        a, b, d, e, f, g = (c[..., None, :] * self.table).unbind(-2)
-        return (a, b, d), (e, f, g)
+    def forward(self, c: Float[Tensor, " B #L D"]) -> tuple[Shift, ...]:
+        rows = (c[..., None, :] * self.table).unbind(-2)
+        return tuple(zip(rows[::3], rows[1::3], rows[2::3], strict=True))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from armillary.contracts import Cache, Layout
@@ -17,17 +17,21 @@ from armillary.contracts import Cache, Layout
 @dataclass(frozen=True)
 class Sight:
     """positions: place of each token, for positional encodings, one row for all or one a row.
-    is_causal and mask: as scaled_dot_product_attention takes them, never both; True is seen.
+    is_causal and mask: as scaled_dot_product_attention takes them; True is seen. Both only where the mask is a bias
+    that is added to the scores (nn/alibi.py), -inf where nothing is seen.
+    layout: what all this was made of, for mixers that are no attention.
     With a cache: slots, where each token's state is written (the trash slot for padding); n_seen, how many slots are
-    looked at; rows, which rows of the cache these are, None for all.
+    looked at; rows, which rows of the cache these are, None for all; keeps, whether what is read stays in the cache.
     """
 
     positions: Int[Tensor, "#B L"]
     is_causal: bool
-    mask: Bool[Tensor, "#B 1 L S"] | None
+    mask: Bool[Tensor, "#B 1 L S"] | Float[Tensor, "#B H L S"] | None
+    layout: Layout
     slots: Int[Tensor, "B L"] | None = None
     n_seen: int = 0
     rows: Int[Tensor, " B"] | None = None
+    keeps: bool = True
 
 
 def look(layout: Layout, n_positions: int, device: torch.device, cache: Cache | None = None) -> Sight:
@@ -41,7 +45,7 @@ def look(layout: Layout, n_positions: int, device: torch.device, cache: Cache | 
     if layout.direction == "blocks" and positions.shape[1] == n:
         positions = torch.cat([positions, positions], dim=1)
     if layout.segments is None and layout.direction != "blocks":
-        return Sight(positions, is_causal=layout.direction == "causal", mask=None)
+        return Sight(positions, is_causal=layout.direction == "causal", mask=None, layout=layout)
     mask = _seen(layout, n_positions, device)[None]
     if layout.segments is not None:
         segments = layout.segments
@@ -49,7 +53,7 @@ def look(layout: Layout, n_positions: int, device: torch.device, cache: Cache | 
             segments = torch.cat([segments, segments], dim=1)
         # Padding sees padding (-1 equals -1): a row of the softmax without a key would be NaN.
         mask = mask & (segments[:, :, None] == segments[:, None, :])
-    return Sight(positions, is_causal=False, mask=mask[:, None])
+    return Sight(positions, is_causal=False, mask=mask[:, None], layout=layout)
 
 
 def _seen(layout: Layout, n_positions: int, device: torch.device) -> Bool[Tensor, "L L"]:
@@ -84,7 +88,7 @@ def _look_into_cache(layout: Layout, n_positions: int, device: torch.device, cac
     after = cache.row_lengths + n_new
     n_seen = int(after.max())
     positions = layout.positions if layout.positions is not None else places.clamp(max=cache.capacity - 1)
-    where = {"slots": slots, "n_seen": n_seen, "rows": cache.rows}
+    where = {"slots": slots, "n_seen": n_seen, "rows": cache.rows, "layout": layout, "keeps": cache.keeps}
     rows_agree = layout.segments is None and int(after.min()) == n_seen
     if rows_agree and (n_positions == 1 or layout.direction == "full"):
         return Sight(positions, is_causal=False, mask=None, **where)
@@ -99,4 +103,4 @@ def _look_at_all_slots(layout: Layout, places: Int[Tensor, "B L"], cache: Cache)
     assert layout.segments is None and layout.direction == "causal", "a step of decoding: one new token a row"
     seen = torch.arange(cache.capacity, device=places.device) <= places[:, :, None]
     positions = layout.positions if layout.positions is not None else places
-    return Sight(positions, is_causal=False, mask=seen[:, None], slots=places, n_seen=cache.capacity)
+    return Sight(positions, is_causal=False, mask=seen[:, None], layout=layout, slots=places, n_seen=cache.capacity)
