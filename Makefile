@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint types check clean
+.PHONY: demo test test-all test-gpu lint types check clean
 
 demo: .venv/.demo          ## the whole road in five minutes, offline
 	$(BIN)/armillary demo
@@ -12,6 +12,11 @@ test: .venv/.dev           ## what every change must pass, under 8 minutes on 2 
 
 test-all: .venv/.dev       ## with the long ones
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
+
+test-gpu: .venv/.dev       ## on a CUDA device; junit.xml, pytest_report.json, system.json and stdout.log under test-gpu/
+	@folder=test-gpu/$$(date -u +%Y%m%dT%H%M%SZ) && mkdir -p $$folder && \
+	ARMILLARY_BATTERY=$$folder $(BIN)/python -m pytest tests/gpu -m gpu -v -rs --junitxml=$$folder/junit.xml \
+	  > $$folder/stdout.log 2>&1; status=$$?; cat $$folder/stdout.log; echo $$folder; exit $$status
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

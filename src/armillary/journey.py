@@ -12,15 +12,17 @@ from typing import Any
 
 from armillary.assemble import build, evaluating, stages, training
 from armillary.assemble import parts as parts_of
+from armillary.assemble.parts import Parts
+from armillary.assemble.stages import Prepared
 from armillary.assemble.training_run import TrainingRun
-from armillary.recipe import merge, raw
+from armillary.recipe import override, raw
 from armillary.records import fingerprint
 from armillary.refusal import Refusal
 from armillary.run_folder import RunFolder
 from armillary.training import distribution
 
 MODELS = ("demo", "demo-masked")
-"""Recipes that end side by side: equal shapes, equal text. Each gets its share of the minutes that are left."""
+"""Recipes that end side by side: equal shapes, equal text, and as many steps each."""
 
 RESERVE_SECONDS = {"demo": 35.0, "demo-masked": 70.0}
 """Kept back for what comes after the training of each: measuring it, the baselines or the comparison, the report."""
@@ -52,6 +54,10 @@ def demo(root: Path, minutes: float, overrides: Sequence[str], say: Callable[[st
     The number of steps comes from a short measurement, so that a slower machine trains less instead of waiting longer.
     """
     started = time.perf_counter()
+
+    def left() -> float:
+        return 60 * minutes - (time.perf_counter() - started)
+
     reserve = sum(RESERVE_SECONDS.values())
     if not reserve + 25 < 60 * minutes < math.inf:
         raise Refusal(f"--minutes {minutes:g}: the demo needs {math.ceil((reserve + 25) / 60)} at least")
@@ -59,13 +65,18 @@ def demo(root: Path, minutes: float, overrides: Sequence[str], say: Callable[[st
     results: list[dict[str, Any]] = []
     commands: list[str] = []
     models = []
-    for name in MODELS:
-        left = 60 * minutes - (time.perf_counter() - started)
-        reserve = sum(RESERVE_SECONDS[other] for other in MODELS[len(runs) :])
+    planned = [_prepared(name, root, overrides, say) for name in MODELS]
+    costs = [training.seconds_per_step(found, prepared) for found, prepared in planned]
+    steps = _fitting(left() - reserve, sum(costs))
+    for name, (found, prepared), cost in zip(MODELS, planned, costs, strict=True):
         run = _free_run(root, name)
         runs.append(run)
-        share = (left - reserve) / (len(MODELS) - len(models))
-        training_run, changes = _planned(name, run, (root, overrides), share, say)
+        if models:  # the machine may have slowed down since it was measured
+            steps = min(steps, _fitting(left() - RESERVE_SECONDS[name], cost))
+        changes = _changes(steps, found)
+        found = parts_of.resolve(override(found.recipe.model_dump(mode="json"), changes))
+        say(f"{name}: {found.recipe.training.steps:,} steps of {found.recipe.objective.name}")
+        training_run = TrainingRun(found, prepared, run, distribution.join("auto"), fingerprint(raw(name)))
         commands += _commands(name, run, root, overrides, changes)
         outcome = follow(training_run, commands[-2])
         if outcome["state"] == "interrupted":
@@ -80,23 +91,24 @@ def demo(root: Path, minutes: float, overrides: Sequence[str], say: Callable[[st
     return Arrived(runs, results, compared.as_json(), commands, time.perf_counter() - started, "finished")
 
 
-def _planned(
-    name: str, run: RunFolder, where: tuple[Path, Sequence[str]], seconds: float, say: Callable[[str], None]
-) -> tuple[TrainingRun, dict[str, Any]]:
-    """A run of as many steps as fit, and what that changes in its recipe. where: root and overrides."""
-    root, overrides = where
-    started = time.perf_counter()
-    recipe = raw(name, overrides)
-    found = parts_of.resolve(recipe)
-    prepared = stages.prepare(found, root, say)
-    left = seconds - (time.perf_counter() - started)
-    found = training.with_minutes(found, prepared, CAUTION * left / 60)
-    every = max(1, found.recipe.training.steps // 5)
-    changes = {"steps": 5 * every, "validate_every": every, "sample_every": every}
-    found = parts_of.resolve(merge(recipe, {"training": changes}))
-    say(f"{name}: {found.recipe.training.steps:,} steps of {found.recipe.objective.name}")
-    asked = fingerprint(raw(name))
-    return TrainingRun(found, prepared, run, distribution.join("auto"), asked), changes
+def _prepared(name: str, root: Path, overrides: Sequence[str], say: Callable[[str], None]) -> tuple[Parts, Prepared]:
+    found = parts_of.resolve(raw(name, overrides))
+    return found, stages.prepare(found, root, say)
+
+
+def _fitting(seconds: float, cost: float) -> int:
+    """Steps of `cost` seconds, with room for validations, samples and a machine that slows down."""
+    return max(1, int(CAUTION * training.OVERHEAD * seconds / cost))
+
+
+def _changes(steps: int, found: Parts) -> list[str]:
+    """What so many steps change in the recipe, as --set takes it; a slow machine has no room for the whole warm-up."""
+    every = max(1, steps // 5)
+    changes = [f"training.{key}={n}" for key, n in (("steps", 5 * every), ("validate_every", every),
+                                                    ("sample_every", every))]  # fmt: skip
+    if every < found.recipe.training.schedule.fields.get("warmup", 0):
+        changes.append(f"training.schedule.warmup={every}")
+    return changes
 
 
 def _free_run(root: Path, name: str) -> RunFolder:
@@ -106,8 +118,8 @@ def _free_run(root: Path, name: str) -> RunFolder:
     return run
 
 
-def _commands(name: str, run: RunFolder, root: Path, overrides: Sequence[str], changes: dict[str, Any]) -> list[str]:
-    settings = [*overrides, *(f"training.{key}={value}" for key, value in changes.items())]
+def _commands(name: str, run: RunFolder, root: Path, overrides: Sequence[str], changes: list[str]) -> list[str]:
+    settings = [*overrides, *changes]
     sets = [word for setting in settings for word in ("--set", setting)]
     where = ["--root", str(root)]
     how = ["--references"] if name == MODELS[0] else ["--samples", str(REPLICATES)]

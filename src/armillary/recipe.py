@@ -36,19 +36,22 @@ class Choice(BaseModel):
 
 
 class Corpus(Section):
-    """Where text comes from, and how it is split where the source brings no splits of its own."""
+    """Where text comes from, and how it is split where the source brings no splits of its own; 0: it is not."""
 
     source: Choice
-    validation_fraction: float = Field(default=0.05, gt=0, lt=1)
+    validation_fraction: float = Field(default=0.05, ge=0, lt=1)
 
 
 class Packing(Section):
-    """Rows of window + 1 tokens, one every `stride` tokens (the window where it is not set)."""
+    """Rows of window + 1 tokens, one every `stride` tokens (the window where it is not set).
+
+    isolate_documents: those that share a row do not see each other; "padded": no row holds two.
+    """
 
     window: int = Field(ge=2)
     stride: int | None = Field(default=None, ge=1)
     max_rows: int | None = Field(default=None, ge=1)
-    isolate_documents: bool = False
+    isolate_documents: bool | Literal["padded"] = False
 
     @model_validator(mode="after")
     def rows_leave_no_gap(self) -> Packing:
@@ -169,9 +172,15 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def raw(name_or_path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The plain data of a recipe: `extends` merged, then each `a.b=c`. Raises Refusal where it is not found."""
-    return override(_read(name_or_path), overrides)
+def raw(recipe: str | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain data of a recipe (its name, file, or the data itself): `extends` merged, then each `a.b=c`.
+
+    Raises Refusal where it is not found.
+    """
+    if isinstance(recipe, str):
+        return override(_read(recipe), overrides)
+    below = _read(str(recipe["extends"])) if recipe.get("extends") is not None else {}
+    return override(merge(below, {key: value for key, value in recipe.items() if key != "extends"}), overrides)
 
 
 def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

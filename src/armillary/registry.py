@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from armillary.refusal import Refusal, nearest
 
@@ -24,6 +24,15 @@ class Part(BaseModel):
     """A frozen, stateless part. Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, arbitrary_types_allowed=False)
+
+
+class Compound(Part):
+    """A part with parts inside it, which may lie outside the package as it may itself."""
+
+    _folders: tuple[Path, ...] = PrivateAttr(default=())
+
+    def model_post_init(self, context: Any, /) -> None:
+        self._folders = (context or {}).get("folders", ())
 
 
 def names(room: str, folders: Sequence[Path] = ()) -> list[str]:
@@ -52,13 +61,13 @@ def find(room: str, name: str, folders: Sequence[Path] = ()) -> type[Part]:
 
 def make(room: str, name: str, fields: Mapping[str, Any], folders: Sequence[Path] = ()) -> Any:
     """The part with its fields checked. `Any`: what each room's parts promise is in contracts."""
-    return check(find(room, name, folders), fields, f"{room}/{name}")
+    return check(find(room, name, folders), fields, f"{room}/{name}", folders)
 
 
-def check(model: type[BaseModel], fields: Mapping[str, Any], where: str) -> Any:
-    """A pydantic model from plain fields; its first error becomes one line."""
+def check(model: type[BaseModel], fields: Mapping[str, Any], where: str, folders: Sequence[Path] = ()) -> Any:
+    """A pydantic model from plain fields; its first error becomes one line. folders: where parts inside it may lie."""
     try:
-        return model.model_validate(dict(fields))
+        return model.model_validate(dict(fields), context={"folders": tuple(folders)})
     except ValidationError as error:
         raise Refusal(_one_line(error, model, where)) from None
 

@@ -15,8 +15,12 @@ from armillary.tokens.tokenizers.character import Character
 
 TEXT = "the quick brown fox jumps over the lazy dog"
 SMALL = {
+    "bijective": {"d_model": 16, "n_layers": 1, "n_heads": 2},
     "gpt": {"d_model": 16, "n_layers": 1, "n_heads": 2, "max_length": 24},
     "llama": {"d_model": 16, "n_layers": 1, "n_heads": 2},
+    "perigee": {"model_dim": 16, "num_layers": 1, "num_heads": 2, "oscillator_count": 2, "max_radius": 4},
+    "respsann": {"d_model": 16, "n_layers": 1, "n_heads": 2},
+    "waveresnet": {"d_model": 16, "n_layers": 1, "n_heads": 2},
 }
 SPECIAL = {PAD, BOS, EOS, UNK}
 CELLS = compatibility.cube()

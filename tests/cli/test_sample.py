@@ -7,33 +7,15 @@ import itertools
 import json
 import re
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
 
 from armillary.cli import main
+from armillary.refusal import ArmillaryWarning
 
 SMALL = ["--steps", 8, "--set", "training.schedule.warmup=2", "--set", "training.validation_rows=4",
          "--set", "tokenizer.vocabulary=300", "--set", "packing.window=32"]  # fmt: skip
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    """Runs a verb in this process: (exit status, stdout, stderr)."""
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            main([str(word) for word in words])
-            status = 0
-        except SystemExit as ending:
-            status = int(ending.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +95,14 @@ def test_the_text_resolves_on_a_terminal(call, home, monkeypatch):
         def isatty(self) -> bool:
             return True
 
+    words = ["sample", "mdlm-smoke", "--prompt", "the ", "--max-new-tokens", 4, "--live", "--root", home]
+    with pytest.raises(ArmillaryWarning, match="no terminal"):  # here a warning of ours is an error
+        call(*words)
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr("armillary.cli.resolving.SECONDS_A_FRAME", 0.0)
-    status, out, _ = call("sample", "mdlm-smoke", "--prompt", "the ", "--max-new-tokens", 4, "--live", "--root", home)
+    status, out, _ = call(*words)
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
     assert status == 0 and out.startswith("the ") and "the ░░░░" in shown and "░" not in out
     assert re.search(r"(\x1b\[1A\x1b\[2K)\s*\Z", terminal.getvalue())  # wiped: the text itself goes to stdout

@@ -14,24 +14,6 @@ import pytest
 from armillary.cli import main
 
 
-@pytest.fixture
-def call(capsys, monkeypatch):
-    """Runs a verb in this process: (exit status, stdout, stderr)."""
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            main([str(word) for word in words])
-            status = 0
-        except SystemExit as ending:
-            status = int(ending.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, small_recipe) -> Path:
     """A root with two trained runs."""
@@ -167,6 +149,37 @@ def test_a_run_is_sampled_while_it_trains_and_best_is_on_disk(home):
     run = open_run("one", home)
     assert [s["step"] for s in run.samples()] == [12, 24]
     assert run.facts()["best_step"] in run.checkpoint_steps()
+
+
+def test_bench_leaves_a_folder_and_one_document(call, tmp_path):
+    words = ["bench", "tokenizers", "--quick", "--megabytes", 0.02, "--set", "backends=[character]", "--root", tmp_path]
+    assert document(call(*words, "--dry-run")[1])["tokenizers"]["megabytes"] == 0.02 and not list(tmp_path.iterdir())
+    found = document(call(*words, "--json")[1])
+    assert {p.name for p in Path(found["folder"]).iterdir()} == {"metrics.json", "system.json"}
+    assert "| character |" in call(*words)[1] and len(list(tmp_path.glob("bench/tokenizers/*Z"))) == 2
+
+
+def test_bench_draws_the_curve_of_its_run(call, small_recipe, tmp_path):
+    fields = ["--set", f"recipe={small_recipe}", "--set", "overrides=[training.steps=6, training.schedule.warmup=1]"]
+    status, out, err = call("bench", "tiny-corpus", "--megabytes", 0.02, *fields, "--json", "--root", tmp_path)
+    assert status == 0, err
+    folder = Path(document(out)["folder"])
+    assert {p.name for p in folder.iterdir()} == {"metrics.csv", "metrics.json", "loss_curve.png", "system.json"}
+    assert (folder / "loss_curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert call("info", next((tmp_path / "runs").iterdir()), "--root", tmp_path)[0] == 0
+
+
+def test_bench_refuses_bad_input(call, tmp_path):
+    root = ["--root", tmp_path]
+    refused(call("bench", "kv-cash", *root), "kv-cash", "'kv-cache'")
+    refused(call("bench", "gpu", "--only", "ddpp", *root), "'ddp'")
+    refused(call("bench", "memory", "--megabytes", 1, *root), "megabytes")
+    refused(call("bench", "throughput", "--base", "lama", *root), "'llama'")
+    refused(call("bench", "tokenizers", "--data", tmp_path / "nowhere.txt", *root), "nowhere.txt")
+    refused(call("bench", "tiny-corpus", "--set", "recipe=demos", *root), "'demo'")
+    refused(call("bench", "gpu", "--set", "device=tpu", *root), "device")
+    refused(call("bench", "kv-cache", "--base", "llama", "--device", "tpu", *root), "tpu")
+    assert list(tmp_path.iterdir()) == []
 
 
 def refused(found, *needles):

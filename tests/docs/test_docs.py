@@ -123,8 +123,8 @@ def test_every_room_is_in_the_architecture():
 def test_the_readme_knows_every_recipe_and_its_parameters(name):
     page = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     found = parts.resolve(recipe.raw(name))
-    vocabulary: Any = found.tokenizer
-    facts = planning.plan(found, vocabulary.vocabulary, None, measured=False)
+    assert found.tokenizer.planned_vocabulary is not None
+    facts = planning.plan(found, found.tokenizer.planned_vocabulary, None, measured=False)
     figures = [f"{facts[key]:,}" for key in ("n_vocab", "parameters", "parameters_non_embedding")]
     row = next((line for line in page.splitlines() if line.startswith(f"| `{name}` |")), "")
     assert row.split(" | ")[2:] == [*figures[:2], f"{figures[2]} |"]

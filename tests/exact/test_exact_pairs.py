@@ -14,6 +14,7 @@ CASES = {
     "any_order": [{}],
     "autoregressive": [{}, {"hidden_inputs": 0.4}],
     "block_diffusion": [{"block": 2}, {"block": 2, "pairs": False}, {"block": 1}],
+    "embedding_flow": [{}],
     "masked_diffusion": [{}, {"pairs": False}, {"estimator": "time"}, {"estimator": "rate", "rate": 0.5}],
     "mixture": [
         {
@@ -37,6 +38,7 @@ PARAMETERS = [
     for backbone in names("backbones")
     for name, cases in CASES.items()
     for number, fields in enumerate(cases)
+    if name != "embedding_flow" or backbone == "bijective"
 ]
 every_pair = pytest.mark.parametrize(("backbone", "name", "fields"), PARAMETERS)
 
@@ -141,8 +143,8 @@ def _first(name, draw, n, fields):
 @torch.no_grad()
 def test_what_is_given_is_shown_as_it_is(backbone, name, fields):
     """Over many draws: a token that is not asked for is never corrupted, and one that is asked for is."""
-    if name == "any_order" or "hidden_inputs" in fields:
-        pytest.skip("shows each token once, in another order; hides inputs on purpose")
+    if name in ("any_order", "embedding_flow") or "hidden_inputs" in fields:
+        pytest.skip("shows each token once, in another order; shows none, but draws; hides inputs on purpose")
     objective, network = pair(backbone, name, fields)
     batch = rows()
     asked = batch.scored[:, 1:].clone()

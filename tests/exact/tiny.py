@@ -15,8 +15,12 @@ from armillary.registry import make
 
 V, L = 3, 3
 TINY = {
+    "bijective": {"d_model": 8, "n_layers": 1, "n_heads": 2, "d_ff": 8, "coupling": "affine"},
     "gpt": {"d_model": 8, "n_layers": 1, "n_heads": 2, "max_length": 12},
     "llama": {"d_model": 8, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "d_ff": 8},
+    "perigee": {"model_dim": 8, "num_layers": 1, "num_heads": 2, "oscillator_count": 2, "window": 3, "max_radius": 2},
+    "respsann": {"d_model": 8, "n_layers": 1, "n_heads": 2, "d_mlp": 8, "positional_encoding": "alibi"},
+    "waveresnet": {"d_model": 8, "n_layers": 1, "n_heads": 2, "d_mlp": 8},
 }
 """A new backbone joins here; test_pairs holds this to the registry."""
 
@@ -30,6 +34,7 @@ def network_for(backbone: str, objective: Any, n_vocab: int = V, std: float = 1.
         n_vocab,
         n_extra=objective.n_extra_embeddings,
         is_told_targets="target_positions" in objective.needs,
+        has_encoder="encoder" in objective.needs,
     )
     network = network.double().eval()
     for parameter in network.parameters():

@@ -19,9 +19,8 @@ Law = Callable[[float], Tensor]
 class Oracle:
     """A Denoise whose law is a table. It writes down which rows it was asked, when, and with which tokens."""
 
-    def __init__(self, corruption: Absorbing | Uniform, law: Law | Tensor, *, uses_noise_level: bool = False) -> None:
+    def __init__(self, corruption: Absorbing | Uniform, law: Law | Tensor) -> None:
         self.corruption, self.law = corruption, law
-        self.uses_noise_level = uses_noise_level or not isinstance(law, Tensor)
         self.n_vocab = corruption.n_vocab
         self.prior, self.undecided, self.reverse = corruption.prior, corruption.undecided, corruption.reverse
         self.alpha, self.time = corruption.schedule.alpha, corruption.schedule.time

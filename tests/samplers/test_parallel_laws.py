@@ -133,7 +133,7 @@ def test_first_hitting_follows_the_order_mixture(pattern):
 
 @pytest.mark.parametrize("schedule", [Cosine(), LogLinear(floor=0.2)])
 def test_first_hitting_tells_the_network_when(schedule):
-    view = Oracle(Absorbing(V, schedule), TABLE, uses_noise_level=True)
+    view = Oracle(Absorbing(V, schedule), TABLE)
     drawn(FirstHitting(), view)
     hidden = torch.full((N_ROWS,), 1 - exact.alpha_of(view.corruption, 1.0), dtype=torch.float64)
     for n, t in zip((3, 2, 1), view.times, strict=True):

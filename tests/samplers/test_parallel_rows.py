@@ -130,9 +130,8 @@ def test_evaluations_are_the_rows_that_the_network_was_asked_for(sampler, proces
     assert not bool(asked_of_the_whole_row.any())
 
 
-@pytest.mark.parametrize("uses_noise_level", [False, True])
-def test_no_evaluation_of_a_row_that_did_not_change(uses_noise_level):
-    view = Oracle(Absorbing(V), TABLE, uses_noise_level=uses_noise_level)
+def test_no_evaluation_of_a_row_that_did_not_change():
+    view = Oracle(Absorbing(V), TABLE)
     n_rows = 50
     states = list(Ancestral(steps=300).run(view, given_of((None,) * L, n_rows), seeded(range(n_rows))))
     n_asked = torch.stack(view.asked).sum(0)

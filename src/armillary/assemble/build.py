@@ -38,12 +38,19 @@ def network_options(parts: Parts) -> dict[str, Any]:
         "tied": parts.recipe.model.tied,
         "n_extra": objective.n_extra_embeddings,
         "is_told_targets": "target_positions" in objective.needs,
+        "has_encoder": "encoder" in objective.needs,
     }
 
 
-def learner(parts: Parts, n_vocab: int, device: torch.device) -> Learner:
+def learner(parts: Parts, n_vocab: int, device: torch.device, start_from: Path | None = None) -> Learner:
+    """start_from: a checkpoint whose weights it begins with."""
     training = parts.recipe.training
+    if device.type == "mps" and "float64" in parts.objective.needs:
+        name = parts.recipe.objective.name
+        raise Refusal(f"training.device: {name} computes in float64, which mps lacks; set training.device=cpu")
     net = network(parts, n_vocab).to(device)
+    if start_from is not None:
+        checkpoints.load_for_use(net, start_from)
     arithmetic = precision.resolve(training.precision, device)
     return Learner(
         network=net,
@@ -112,7 +119,9 @@ def open_model(
     folder = _checkpoint_folder(run, checkpoint, facts.get("best_step"))
     net = network(parts, loaded.tokenizer.n_vocab)
     checkpoints.load_for_use(net, folder)
-    net.eval().requires_grad_(False).to(pick_device(device))
+    place = pick_device(device)
+    needs_cpu = place.type == "mps" and "float64" in parts.objective.needs
+    net.eval().requires_grad_(False).to("cpu" if needs_cpu else place)
     step = int(folder.name.removeprefix("step-"))
     return OpenModel(run, parts, loaded.tokenizer, loaded.sha256, net, step, checkpoint)
 

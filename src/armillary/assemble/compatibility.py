@@ -17,6 +17,7 @@ USUAL_SAMPLERS = {
     "uniform": "ancestral",
     "blocks": "blockwise",
     "any_order": "speculative",
+    "latent": "latent",
 }
 """What a recipe that names no sampler gets, by the first view its objective offers."""
 
@@ -71,6 +72,9 @@ def network_fault(backbone: Named, objective: Named) -> str | None:
     (backbone_name, shape), (objective_name, goal) = backbone, objective
     tells = "noise_level" in goal.needs
     knows = getattr(shape, "knows_noise_level", None)
+    if "encoder" in goal.needs and not getattr(shape, "is_flow", False):
+        why = f"objective {objective_name} needs a density, and backbone {backbone_name} as it is gives none"
+        return f"{why}; use backbone bijective with coupling: affine and no hybrid_layers"
     if tells and not knows:
         fix = "set model.backbone.knows_noise_level=true"
         fix = "use a backbone that has knows_noise_level" if knows is None else fix
@@ -124,8 +128,9 @@ def objectives() -> dict[str, Choice]:
 
 def fitting(backbone: str, objective: Any) -> dict[str, Any]:
     """The fields of a backbone that this objective asks for."""
-    has = "knows_noise_level" in registry.find("backbones", backbone).model_fields
-    return {"knows_noise_level": "noise_level" in objective.needs} if has else {}
+    wanted: dict[str, Any] = {"knows_noise_level": "noise_level" in objective.needs}
+    wanted |= {"coupling": "affine"} if "encoder" in objective.needs else {}
+    return {k: v for k, v in wanted.items() if k in registry.find("backbones", backbone).model_fields}
 
 
 def fitting_sampler(sampler: str, objective: Any) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def resolve(raw: Mapping[str, Any]) -> Parts:
         # Fields that only say where text lies are left out of a dump; the recipe keeps what it said of them.
         return Choice(name=choice.name, **{**part.model_dump(mode="json"), **choice.fields})
 
-    backbone: BackbonePart = make("backbones", checked.model.backbone)
+    backbone: BackbonePart = make("backbones", _told_the_window(checked, folders))
     objective = make("objectives", checked.objective)
     training, sampling = checked.training, checked.sampling
     sampler_choice = sampling.sampler or Choice(name=compatibility.usual_sampler(objective))
@@ -68,6 +68,14 @@ def resolve(raw: Mapping[str, Any]) -> Parts:
     return Parts(complete, folders, sources, tokenizer, backbone, objective, optimizer, schedule, sampler)
 
 
+def _told_the_window(checked: Recipe, folders: Sequence[Path]) -> Choice:
+    """The recipe's backbone; one with a field `window` learns the packing's where the recipe does not repeat it."""
+    choice = checked.model.backbone
+    if "window" not in registry.find("backbones", choice.name, folders).model_fields:
+        return choice
+    return Choice(**{"window": checked.packing.window, **choice.model_dump()})
+
+
 def longest_row(objective: Any, window: int) -> int:
     """Positions that a row of this window takes: one more where the first token is read and any place comes next."""
     return window + ("target_positions" in objective.needs)
@@ -87,6 +95,9 @@ def _refuse_misfits(checked: Recipe, found: tuple[Any, Any, compatibility.Named]
             f"packing.window is {window}{more}, and model.backbone.max_length {limit}; "
             f"set model.backbone.max_length={longest}"
         )
+    told = getattr(backbone, "window", window)
+    if told != window:
+        fault = fault or f"packing.window is {window}, and model.backbone.window {told}; leave the second one out"
     if checked.packing.isolate_documents and any(view != "next_token" for view in objective.views):
         fault = fault or (
             f"packing.isolate_documents: {learnt[0]} looks ahead and would see where documents end; set it to false"

@@ -17,6 +17,7 @@ from armillary.contracts import BOS, EOS, PAD, Given, State, Tokenizer
 from armillary.model.any_order import AnyOrderView
 from armillary.model.blocks import CachedBlocks
 from armillary.model.denoise import DenoiseView
+from armillary.model.latent import LatentView
 from armillary.model.network import LanguageNetwork
 from armillary.model.next_token import CachedNextToken
 from armillary.randomness import key
@@ -88,7 +89,7 @@ def settings(
     n_new = wanted if room is None else min(wanted, room)
     length = {"max_new_tokens": n_new} if "max_new_tokens" in type(part).model_fields else {}
     changed = _with_fields(part, own.sampler.name, fields)
-    sampler = registry.check(type(part), {**part.model_dump(), **changed, **length}, "sample")
+    sampler = registry.check(type(part), {**part.model_dump(), **changed, **length}, "sample", parts.folders)
     return Manner(sampler, view, compatibility.offering(parts.objective, view), n_new, limit)
 
 
@@ -109,7 +110,7 @@ def from_model(
 ) -> list[Continuation]:
     """`continuations` in the precision the recipe names, compiled where it says so."""
     compiled = model.parts.recipe.sampling.compile
-    return continuations(_network(model), model.tokenizer, prompts, manner, seed, watch, compiled=compiled)
+    return continuations(_network(model, manner), model.tokenizer, prompts, manner, seed, watch, compiled=compiled)
 
 
 def continuations(
@@ -145,7 +146,7 @@ def infill(
     Row i draws from (seed, i). Raises Refusal where there is no hole, or the sampler fills none.
     """
     rows = template_rows(model, templates, manner)
-    found = _resolved(_network(model), model.tokenizer, rows, manner, (seed, NEVER | {EOS}, watch))
+    found = _resolved(_network(model, manner), model.tokenizer, rows, manner, (seed, NEVER | {EOS}, watch))
     filled = []
     for row, (tokens, n_evaluations) in zip(rows, found, strict=True):
         holes = [model.tokenizer.decode(hole) for hole in row.holes(tokens)]
@@ -256,6 +257,7 @@ VIEWS: dict[str, Callable[[LanguageNetwork, Any, frozenset[int]], Any]] = {
     "uniform": DenoiseView,
     "blocks": CachedBlocks,
     "any_order": lambda network, objective, forbidden: AnyOrderView(network, forbidden),
+    "latent": lambda network, objective, forbidden: LatentView(network, forbidden),
 }
 
 
@@ -276,8 +278,13 @@ def _continuation(tokens: list[int], tokenizer: Tokenizer, n_evaluations: float)
     has_ended = EOS in tokens
     kept = tokens[: tokens.index(EOS)] if has_ended else tokens
     finish = "end" if has_ended else "length"
-    return Continuation(kept, tokenizer.decode(kept), finish, None, len(kept) + has_ended, n_evaluations)
+    # Not `decode`, which begins a text: words that follow a prompt keep the space before them.
+    text = b"".join(map(tokenizer.token_bytes, kept)).decode("utf-8", errors="replace")
+    return Continuation(kept, text, finish, None, len(kept) + has_ended, n_evaluations)
 
 
-def _network(model: OpenModel) -> LanguageNetwork:
-    return model.network.bfloat16() if model.parts.recipe.sampling.precision == "bf16" else model.network
+def _network(model: OpenModel, manner: Manner) -> LanguageNetwork:
+    """In the recipe's precision. What is not left to right draws in float64, which mps lacks: it goes to the CPU."""
+    network = model.network.bfloat16() if model.parts.recipe.sampling.precision == "bf16" else model.network
+    is_on_mps = next(network.parameters()).device.type == "mps"
+    return network.cpu() if is_on_mps and manner.view != "next_token" else network

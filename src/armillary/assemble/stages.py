@@ -46,8 +46,9 @@ class Prepared:
 def given(data: Path | None, tokenizer: Path | None) -> tuple[Path | None, Given]:
     """Splits `--data` into text (returned) and an artefact (a corpus or a packed set)."""
     kind = artefact_kind(data) if data is not None else None
-    if data is not None and kind == "tokenizer":
-        raise Refusal(f"--data {data}: is a tokenizer; give it as --tokenizer")
+    if kind not in (None, "corpus", "packed"):
+        fix = "give it as --tokenizer" if kind == "tokenizer" else "give a text, a corpus or packed tokens"
+        raise Refusal(f"--data {data}: is a {kind}; {fix}")
     return (
         data if kind is None else None,
         Given(

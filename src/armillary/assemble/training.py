@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ OVERHEAD = 0.9
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line or Python asks for. overrides: "a.b=c"; data: text, or a corpus or packed artefact."""
+    """What the command line or Python asks for. recipe: name, file or plain data; overrides: "a.b=c"; data: text, or a
+    corpus or packed artefact."""
 
-    recipe: str
+    recipe: str | Mapping[str, Any]
     overrides: list[str]
     data: Path | None = None
     tokenizer: Path | None = None
@@ -62,7 +63,7 @@ class Checked:
 def check(request: Request) -> Checked:
     """Raises Refusal for an unknown recipe or key, text or artefacts that are not there, or a run that exists."""
     asked = recipes.raw(request.recipe)
-    name = request.name or str(asked.get("name", request.recipe))
+    name = request.name or str(asked.get("name", "unnamed"))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise Refusal(f"--name {name}: it becomes a folder; use letters, digits, dot, dash and underscore")
     run = RunFolder(request.root / "runs" / name)
@@ -105,13 +106,15 @@ def with_minutes(found: Parts, prepared: Prepared, minutes: float) -> Parts:
     """The recipe with as many steps as fit, by a short measurement; from there on it is a run like any other."""
     if minutes <= 0:
         raise Refusal(f"--minutes {minutes:g}: must be more than 0")
+    (steps,) = broadcast_object_list([max(1, int(60 * OVERHEAD * minutes / seconds_per_step(found, prepared)))])
+    return parts.resolve(recipes.merge(found.recipe.model_dump(mode="json"), {"training": {"steps": steps}}))
+
+
+def seconds_per_step(found: Parts, prepared: Prepared) -> float:
+    """Every rank times itself; whoever plans by it takes the first one's."""
     rows = build.batch_rows(found)
     micro = max(1, rows // found.recipe.training.accumulation)
-    per_row = planning.measure_steps(found, prepared.tokenizer.tokenizer.n_vocab, micro).seconds / micro
-    # Every rank has timed itself; all take the count of the first.
-    (steps,) = broadcast_object_list([max(1, int(60 * OVERHEAD * minutes / (per_row * rows)))])
-    raw = recipes.merge(found.recipe.model_dump(mode="json"), {"training": {"steps": steps}})
-    return parts.resolve(raw)
+    return planning.measure_steps(found, prepared.tokenizer.tokenizer.n_vocab, micro).seconds / micro * rows
 
 
 def _prepare(checked: Checked, say: Callable[[str], None]) -> Prepared:

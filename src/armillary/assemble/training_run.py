@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -50,11 +51,18 @@ class TrainingRun:
     """One attempt at a run. `happenings()` is the whole of it."""
 
     def __init__(
-        self, parts: Parts, prepared: Prepared, run: RunFolder, accelerator: Accelerator, asked_recipe: str = ""
+        self,
+        parts: Parts,
+        prepared: Prepared,
+        run: RunFolder,
+        accelerator: Accelerator,
+        asked_recipe: str = "",
+        start_from: Path | None = None,
     ) -> None:
-        """asked_recipe: fingerprint of the recipe as its file has it, so that a resume notices an edited one."""
+        """asked_recipe: fingerprint of the recipe as its file has it, so that a resume notices an edited one.
+        start_from: a verified checkpoint whose weights a new run begins with."""
         self.parts, self.prepared, self.run, self.accelerator = parts, prepared, run, accelerator
-        self.asked_recipe = asked_recipe
+        self.asked_recipe, self.start_from = asked_recipe, start_from
         self.tracker = tracking.Tracker()
         self.settings = parts.recipe.training
         self.is_main = accelerator.is_main_process
@@ -82,7 +90,7 @@ class TrainingRun:
         tokenizer = self.prepared.tokenizer.tokenizer
         self.manner = settings(self.parts, tokenizer, self.parts.recipe.sampling.prompts, {})
         device = self.accelerator.device
-        learner = build.learner(self.parts, tokenizer.n_vocab, device)
+        learner = build.learner(self.parts, tokenizer.n_vocab, device, self.start_from)
         course = build.course(self.parts, self.prepared.packed, device)
         with contextlib.ExitStack() as stack:
             self._lock(stack)

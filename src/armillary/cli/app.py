@@ -6,12 +6,15 @@ import typer
 
 from armillary.cli import (
     audit,
+    bench,
     compare,
     compatibility,
     data,
     demo,
     doctor,
     evaluate,
+    info,
+    judge,
     pack,
     plan,
     recipes,
@@ -38,11 +41,14 @@ for name, verb in (
     ("train", train.train),
     ("evaluate", evaluate.evaluate),
     ("sample", sample.sample),
+    ("judge", judge.judge),
     ("compare", compare.compare),
     ("compatibility", compatibility.compatibility),
     ("report", report.report),
+    ("info", info.info),
     ("verify", verify.verify),
     ("audit", audit.audit),
+    ("bench", bench.bench),
     ("doctor", doctor.doctor),
 ):
     app.command(name)(verb)

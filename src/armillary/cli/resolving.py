@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import textwrap
 import time
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from armillary.cli.screen import printable
-from armillary.refusal import Refusal
+from armillary.refusal import ArmillaryWarning, Refusal
 
 SECONDS_A_FRAME = 0.05
 """A frame stays at least that long, or a small model is done before anybody has looked."""
@@ -33,6 +34,8 @@ class Resolving:
         self.frames = frames
         self.shown: list[str] = []
         self._is_live = is_live and sys.stderr.isatty()
+        if is_live and not self._is_live:
+            warnings.warn("--live: stderr is no terminal; nothing is shown", ArmillaryWarning, stacklevel=2)
         self._live: Any = None
 
     def __call__(self, texts: list[str]) -> None:

@@ -18,7 +18,7 @@ from armillary.contracts.parts import (
     Tokenizer,
     TokenizerPart,
 )
-from armillary.contracts.views import AnyOrder, Blocks, Denoise, NextToken, ParallelSampler
+from armillary.contracts.views import AnyOrder, Blocks, Denoise, Latent, NextToken, ParallelSampler
 
 __all__ = [
     "AnyOrder",
@@ -32,6 +32,7 @@ __all__ = [
     "EOS",
     "Given",
     "Head",
+    "Latent",
     "Layout",
     "Loss",
     "Network",

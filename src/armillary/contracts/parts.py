@@ -96,7 +96,8 @@ class Cache(Protocol):
 
     layers: what each mixer keeps. rows: which rows of the storage this cache looks at, None for all. lengths: tokens
     each row of the storage holds, on the host; row_lengths: those of the rows looked at. is_seen_whole: attention looks
-    at every slot under a mask, so that the shapes of a step never change.
+    at every slot under a mask, so that the shapes of a step never change. keeps: False in a pass whose tokens see the
+    cache and one another, and are forgotten.
     """
 
     layers: list[Any]
@@ -104,12 +105,10 @@ class Cache(Protocol):
     capacity: int
     rows: Int[Tensor, " n"] | None
     is_seen_whole: bool
+    keeps: bool
 
     @property
     def row_lengths(self) -> Int[Tensor, " n"]: ...
-
-    @property
-    def can_rewind(self) -> bool: ...
 
     def reset(self, rows: Int[Tensor, " n"]) -> None:
         """Empties rows, so that other texts can be admitted there."""
@@ -127,8 +126,8 @@ class Cache(Protocol):
         """The same storage, every row and slot of it: what a compiled step is given."""
         ...
 
-    def rewind(self, rows: Int[Tensor, " n"], n: Int[Tensor, " n"]) -> None:
-        """Forgets the last n tokens of each row. Raises Refusal where the backbone cannot."""
+    def tentative(self) -> Cache:
+        """The same storage for a pass that is not kept: a block in hand is read many times behind the finished ones."""
         ...
 
     def advance(self, n: Int[Tensor, " n"] | int) -> None:
@@ -228,12 +227,14 @@ class Objective(Protocol):
 
     @property
     def views(self) -> tuple[str, ...]:
-        """What such a model offers to samplers: "next_token", "absorbing", "uniform", "blocks" or "any_order"."""
+        """What such a model offers to samplers: "next_token", "absorbing", "uniform", "blocks", "any_order" or
+        "latent"."""
         ...
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the network must have beyond the layout: "noise_level", "target_positions"."""
+        """What the network must have beyond the layout ("noise_level", "target_positions", "encoder"), and "float64" of
+        the device."""
         ...
 
     @property

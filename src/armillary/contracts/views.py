@@ -44,11 +44,6 @@ class Denoise(Protocol):
     @property
     def n_vocab(self) -> int: ...
 
-    @property
-    def uses_noise_level(self) -> bool:
-        """Whether log_p0 depends on t: where it does not, it is the same as long as the tokens are."""
-        ...
-
     def alpha(self, t: Float[Tensor, " B"]) -> Float[Tensor, " B"]: ...
 
     def time(self, alpha: Float[Tensor, " B"]) -> Float[Tensor, " B"]: ...
@@ -122,6 +117,20 @@ class AnyOrder(Protocol):
         self, tokens: Int[Tensor, "B L"], order: Int[Tensor, "B L"], where: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "n V"]:
         """log_p of the n slots of `where`, each given all slots before it, in one causal pass."""
+        ...
+
+
+@runtime_checkable
+class Latent(Protocol):
+    """The view of a flow over latents: a text is one draw of them, decoded token by token."""
+
+    @property
+    def n_numbers(self) -> int:
+        """Of a token's latent."""
+        ...
+
+    def log_p(self, noise: Float[Tensor, "B L N"], given: Given) -> Float[Tensor, "n V"]:
+        """Of each token that is not given, from standard normal noise."""
         ...
 
 

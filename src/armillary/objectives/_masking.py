@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from armillary.contracts import BOS, Batch, Layout
+from armillary.contracts import BOS, Batch, Layout, Network
 from armillary.corruption.schedules import Schedule
 
 MOST_LEFT = 1e-6
@@ -95,6 +95,18 @@ def alpha_and_slope(schedule: Schedule, t: Float[Tensor, "B 1"]) -> tuple[Float[
 def random_order(n_rows: int, n_tokens: int, generator: torch.Generator) -> Int[Tensor, "B T"]:
     """Each row a permutation of 0 .. n_tokens - 1: the rank of each position."""
     return torch.rand(n_rows, n_tokens, generator=generator, dtype=torch.float64).argsort(1)
+
+
+def weighted_nats(
+    network: Network, rows: Float[Tensor, "R T D"], tokens: Int[Tensor, "R T"], weight: Float[Tensor, "R T"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, "R T"]]:
+    """(what is differentiated, the weighted nats of each position, detached)."""
+    where = weight > 0
+    weights = weight[where].to(torch.promote_types(rows.dtype, torch.float32))
+    total, nats = network.head.weighted_nll(rows[where], tokens[where], weights)
+    out = torch.zeros(where.shape, dtype=nats.dtype, device=nats.device)
+    out[where] = nats * weights
+    return total, out
 
 
 def by_count(open_: Bool[Tensor, "B T"], order: Int[Tensor, "B T"], level: Float[Tensor, " B"], pairs: bool) -> Masking:

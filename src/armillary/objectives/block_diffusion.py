@@ -86,9 +86,4 @@ class BlockDiffusion(Part):
         noisy = torch.where(masking.hidden, network.n_vocab, tokens)
         layout = Layout("blocks", segments=layout.segments, positions=layout.positions, block=self.block)
         rows = network.hidden(torch.cat([noisy, tokens], dim=1), layout)[:, : tokens.shape[1]]
-        where = masking.weight > 0
-        weights = masking.weight[where].to(torch.promote_types(rows.dtype, torch.float32))
-        total, nats = network.head.weighted_nll(rows[where], tokens[where], weights)
-        out = torch.zeros(where.shape, dtype=nats.dtype, device=nats.device)
-        out[where] = nats * weights
-        return total, out
+        return _masking.weighted_nats(network, rows, tokens, masking.weight)

@@ -59,7 +59,7 @@ class MaskedDiffusion(Part):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset()
+        return frozenset({"float64"} if self.estimator == "time" else ())
 
     @property
     def n_extra_embeddings(self) -> int:
@@ -125,9 +125,4 @@ class MaskedDiffusion(Part):
         if is_paired:
             tokens, layout = torch.cat([tokens, tokens]), twice(layout)
         rows = network.hidden(torch.where(unseen, network.n_vocab, tokens), layout)
-        where = masking.weight > 0
-        weights = masking.weight[where].to(torch.promote_types(rows.dtype, torch.float32))
-        total, nats = network.head.weighted_nll(rows[where], tokens[where], weights)
-        out = torch.zeros(where.shape, dtype=nats.dtype, device=nats.device)
-        out[where] = nats * weights
-        return total, out
+        return _masking.weighted_nats(network, rows, tokens, masking.weight)

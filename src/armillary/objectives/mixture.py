@@ -17,7 +17,7 @@ from armillary import registry
 from armillary.contracts import Batch, Loss, Network, Objective
 from armillary.recipe import Choice, Section
 from armillary.records import Kind
-from armillary.registry import Part
+from armillary.registry import Compound
 
 
 class Term(Section):
@@ -25,7 +25,7 @@ class Term(Section):
     objective: Choice
 
 
-class Mixture(Part):
+class Mixture(Compound):
     """terms by name; the first one is what the model is judged by. Each term's nats are logged under its name."""
 
     terms: dict[str, Term] = Field(min_length=1)
@@ -40,7 +40,7 @@ class Mixture(Part):
     @cached_property
     def objectives(self) -> dict[str, Objective]:
         return {
-            name: registry.make("objectives", term.objective.name, term.objective.fields)
+            name: registry.make("objectives", term.objective.name, term.objective.fields, self._folders)
             for name, term in self.terms.items()
         }
 

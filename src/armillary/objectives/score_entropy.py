@@ -34,7 +34,7 @@ class ScoreEntropy(Part):
     schedule: Schedule = Field(
         default_factory=lambda data: LogLinear(floor=1e-3 if data.get("process") == "uniform" else 0.0)
     )
-    pairs: bool = True
+    pairs: bool = Field(default_factory=lambda data: data.get("process") != "uniform")
 
     @model_validator(mode="after")
     def schedule_ends_where_the_process_does(self) -> ScoreEntropy:
@@ -47,6 +47,12 @@ class ScoreEntropy(Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def pairs_belong_to_masks(self) -> ScoreEntropy:
+        if self.process == "uniform" and self.pairs:
+            raise ValueError("pairs: a set of replaced positions has no complement; leave it out or set it to false")
+        return self
+
     @property
     def kind(self) -> Kind:
         return "monte_carlo_bound"
@@ -57,7 +63,7 @@ class ScoreEntropy(Part):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"noise_level"} if self.process == "uniform" else ())
+        return frozenset({"noise_level", "float64"} if self.process == "uniform" else ())
 
     @property
     def n_extra_embeddings(self) -> int:

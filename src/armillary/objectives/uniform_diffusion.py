@@ -42,7 +42,7 @@ class UniformDiffusion(Part):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"noise_level"})
+        return frozenset({"noise_level", "float64"})
 
     @property
     def n_extra_embeddings(self) -> int:

@@ -23,6 +23,8 @@ TITLES = {
     "seconds": "time",
     "n_steps_not_finite": "recorded steps not finite",
     "steps": "steps planned",
+    "judge_perplexity": "perplexity under the judge",
+    "entropy_nats": "entropy, nats",
     "text_sha256": "scored text, SHA-256",
     "sha256": "SHA-256",
     "stderr_bits_per_byte": "Monte-Carlo error, bits per byte",
@@ -62,7 +64,7 @@ def number(key: str, value: float) -> str:
     """A figure with as many digits as its key deserves."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "not finite"
-    if key.endswith("tokens_per_second"):
+    if key.endswith(("_per_second", "_bytes")):
         return f"{value:,.0f}"
     if key.endswith("seconds"):
         return duration(value)
@@ -72,7 +74,7 @@ def number(key: str, value: float) -> str:
         return f"{value:.2g}"
     if key.endswith("bits_per_byte"):
         return f"{value:.3f}"
-    if "epochs" in key or "per_parameter" in key or key == "bytes_per_token":
+    if "epochs" in key or "per_parameter" in key or key in ("bytes_per_token", "tokens_per_evaluation"):
         return f"{value:,.2f}"
     if key.endswith("perplexity"):
         return f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"

@@ -139,6 +139,25 @@ def comparison_rows(comparison: Mapping[str, Any]) -> list[Row]:
     return [{key: row.get(key) for key in filled} for row in rows]
 
 
+def quality_rows(figures: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Rows of what `judge` found; columns nobody fills are left out."""
+    rows = []
+    for one in figures:
+        sampler = one.get("sampler") or {}
+        row = dict(one) | {f"distinct_{n}": value for n, value in enumerate(one["distinct"], start=1)}
+        row["sampling_steps"] = sampler.get("steps") or (sampler.get("sampler") or {}).get("steps")
+        row["sampler"] = sampler.get("name")
+        row["sampled_tokens_per_second"] = one.get("tokens_per_second")
+        rows.append(row)
+    keys = (
+        *("name", "sampler", "sampling_steps", "n_texts", "tokens_per_text", "judge_perplexity", "entropy_nats"),
+        *(f"distinct_{n}" for n in range(1, len(rows[0]["distinct"]) + 1)),
+        *("sampled_tokens_per_second", "tokens_per_evaluation"),
+    )
+    filled = [key for key in keys if any(row.get(key) is not None for row in rows)]
+    return [{key: row.get(key) for key in filled} for row in rows]
+
+
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table with every key of the rows as a column, figures to the right; "" for no rows."""
     if not rows:

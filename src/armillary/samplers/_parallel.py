@@ -78,9 +78,7 @@ class Rows:
         u = torch.zeros(len(self.generators), *shape, dtype=torch.float64)
         rows = active.nonzero()[:, 0].tolist()
         if rows:
-            u[rows] = torch.stack(
-                [torch.rand(shape, dtype=torch.float64, generator=self.generators[row]) for row in rows]
-            )
+            u[rows] = uniform([self.generators[row] for row in rows], shape, u.device)
         return u.to(self.open.device)
 
     def log_p0(self, where: Bool[Tensor, "B L"], t: Float[Tensor, " B"]) -> Float[Tensor, "n V"]:
@@ -109,10 +107,21 @@ class Rows:
         self, tokens: Int[Tensor, "B L"], where: Bool[Tensor, "B L"], t: Float[Tensor, " B"]
     ) -> Float[Tensor, "n V"]:
         self._n_asked += int(where.any(1).sum())
-        log_p = self.view.log_p0(tokens, t, where).to(tokens.device)
-        if not bool(torch.isfinite(log_p.amax(1)).all()):
-            raise Refusal("sampling: the model gives no token a probability (NaN weights?); use another checkpoint")
-        return log_p
+        return possible(self.view.log_p0(tokens, t, where).to(tokens.device))
+
+
+def possible(log_p: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
+    """log_p itself. Raises Refusal where a row of it has no token that can be drawn."""
+    if not bool(torch.isfinite(log_p.amax(1)).all()):
+        raise Refusal("sampling: the model gives no token a probability (NaN weights?); use another checkpoint")
+    return log_p
+
+
+def uniform(
+    generators: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device
+) -> Float[Tensor, "B ..."]:
+    """Numbers in [0, 1), float64, of each row's own generator."""
+    return torch.stack([torch.rand(shape, dtype=torch.float64, generator=g) for g in generators]).to(device)
 
 
 def tempered(log_p: Float[Tensor, "n V"], temperature: float) -> Float[Tensor, "n V"]:

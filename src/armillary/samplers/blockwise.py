@@ -18,10 +18,10 @@ from armillary import registry
 from armillary.contracts import Blocks, Denoise, Given, ParallelSampler, State
 from armillary.recipe import Choice
 from armillary.refusal import Refusal
-from armillary.registry import Part
+from armillary.registry import Compound
 
 
-class Blockwise(Part):
+class Blockwise(Compound):
     """sampler: what restores a block. block: its length, for a model that has no blocks of its own.
 
     A model with blocks of its own has not seen what is given in a later block until that block comes; a masked one
@@ -35,11 +35,11 @@ class Blockwise(Part):
 
     @property
     def inside(self) -> ParallelSampler:
-        return registry.make("samplers", self.sampler.name, self.sampler.fields)
+        return registry.make("samplers", self.sampler.name, self.sampler.fields, self._folders)
 
     @model_validator(mode="after")
     def a_block_is_restored_in_parallel(self) -> Blockwise:
-        views = getattr(registry.find("samplers", self.sampler.name), "views", ())
+        views = getattr(registry.find("samplers", self.sampler.name, self._folders), "views", ())
         if "absorbing" not in views or "blocks" in views:
             raise ValueError(f"sampler '{self.sampler.name}' does not restore masked positions; take 'ancestral'")
         if getattr(self.inside, "guidance", 0):  # wrong fields are refused now, not while it runs
@@ -79,8 +79,7 @@ class _Cut:
 
     def __init__(self, view: Denoise, given: Given, block: int) -> None:
         self.view, self.given, self.block = view, given, block
-        self.n_vocab, self.uses_noise_level = view.n_vocab, view.uses_noise_level
-        self.alpha, self.time = view.alpha, view.time
+        self.n_vocab, self.alpha, self.time = view.n_vocab, view.alpha, view.time
         self.prior, self.undecided, self.reverse = view.prior, view.undecided, view.reverse
 
     def open(self, n_rows: int, n_tokens: int) -> Denoise:

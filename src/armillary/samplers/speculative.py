@@ -18,9 +18,8 @@ from torch import Tensor
 
 from armillary.contracts import AnyOrder, Given, State
 from armillary.corruption.categorical import draw
-from armillary.refusal import Refusal
 from armillary.registry import Part
-from armillary.samplers._parallel import tempered
+from armillary.samplers._parallel import possible, tempered, uniform
 
 
 class Speculative(Part):
@@ -38,7 +37,7 @@ class Speculative(Part):
     def run(self, view: AnyOrder, given: Given, generators: Sequence[torch.Generator]) -> Iterator[State]:
         n_rows, n_tokens = given.tokens.shape
         places = torch.arange(n_tokens, device=given.tokens.device)
-        rank = 1 + _uniform(generators, (n_tokens,), given.tokens.device)
+        rank = 1 + uniform(generators, (n_tokens,), given.tokens.device)
         order = torch.where(given.is_given, places / n_tokens, rank).argsort(dim=1, stable=True)
         tokens = torch.where(given.is_given, given.tokens, view.n_vocab)
         n_known, n_asked = given.is_given.sum(1), 0
@@ -46,7 +45,7 @@ class Speculative(Part):
         advance = self._draft_and_verify if self.drafts else self._write_one
         while bool((n_known < n_tokens).any()):
             rows = (n_known < n_tokens).nonzero()[:, 0]
-            u = _uniform([generators[row] for row in rows.tolist()], (n_tokens, 3), tokens.device)
+            u = uniform([generators[row] for row in rows.tolist()], (n_tokens, 3), tokens.device)
             tokens[rows], n_known[rows], n_more = advance(view, tokens[rows], order[rows], n_known[rows], u)
             n_asked += n_more
             yield State(tokens.clone(), n_asked / n_rows)
@@ -92,19 +91,10 @@ class Speculative(Part):
         return tokens.scatter(1, order, read), n_known, n_asked
 
     def _p(self, log_p: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
-        if not bool(torch.isfinite(log_p.amax(1)).all()):
-            raise Refusal("sampling: the model gives no token a probability (NaN weights?); use another checkpoint")
-        return tempered(log_p.double(), self.temperature).exp()
+        return tempered(possible(log_p).double(), self.temperature).exp()
 
 
 def _excess(q: Float[Tensor, "n V"], p: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
     """(q - p)+, in no scale. Rounding may leave nothing of it where q and p are equal, and then q is as good."""
     excess = (q - p).clamp(min=0)
     return torch.where(excess.sum(1, keepdim=True) > 0, excess, q)
-
-
-def _uniform(
-    generators: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device
-) -> Float[Tensor, "B ..."]:
-    """Numbers of each row's own generator."""
-    return torch.stack([torch.rand(shape, dtype=torch.float64, generator=g) for g in generators]).to(device)

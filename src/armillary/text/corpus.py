@@ -122,8 +122,8 @@ def build(
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise Refusal(f"corpus '{name}': the name becomes a folder; use letters, digits, dot, dash and underscore")
-    if not 0 < validation_fraction < 1:
-        raise Refusal(f"corpus '{name}': validation_fraction is {validation_fraction}; give one between 0 and 1")
+    if not 0 <= validation_fraction < 1:
+        raise Refusal(f"corpus '{name}': validation_fraction is {validation_fraction}; give one from 0 to below 1")
     made_from = {"part": _part_name(source), "fields": _fields(source), "fingerprint": source.fingerprint()}
     about = {"source": made_from, "validation_fraction": validation_fraction, "format": FORMAT}
     folder = artefacts / "corpora" / f"{name}-{records.fingerprint(about)[:8]}"
@@ -138,7 +138,7 @@ def build(
     if about["n_rejected"]:
         message = f"corpus '{name}': {about['n_rejected']:,} records were rejected; see {folder / 'quarantine.jsonl'}"
         warnings.warn(message, ArmillaryWarning, stacklevel=2)
-    if "validation" not in about["splits"]:
+    if validation_fraction and "validation" not in about["splits"]:
         message = f"corpus '{name}': its one document is too short to be cut, so it has no validation split"
         warnings.warn(message, ArmillaryWarning, stacklevel=2)
     return open_corpus(folder)

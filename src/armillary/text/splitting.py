@@ -26,6 +26,8 @@ def divide(
     n_chosen: how many of them `is_chosen`. can_cut: whether a document may be cut in two (a line may not).
     Fewer than 100 documents are split by place, and so are more where the hash would leave a side empty.
     """
+    if not fraction:
+        return "none", (("train", text) for text in texts)
     if n_documents == 1:
         (text,) = texts
         at = place_to_cut(text, fraction) if can_cut else None

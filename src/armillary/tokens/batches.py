@@ -21,7 +21,7 @@ class Batches:
 
     sets: training splits by corpus name. Each set is read in epochs, every epoch in an order of its own. Rows are as
     wide as the widest set's; the rows of a narrower one (a corpus shorter than a window) are padded at their end.
-    isolate_documents: documents that share a row do not see each other.
+    isolate_documents: documents that share a row do not see each other ("padded": none share one, see PackedSplit).
     """
 
     def __init__(
@@ -30,14 +30,14 @@ class Batches:
         phases: Sequence[Phase],
         batch_rows: int,
         seed: int,
-        isolate_documents: bool = False,
+        isolate_documents: bool | str = False,
     ) -> None:
         if not sets:
             raise Refusal("corpora: a run needs at least one; name one in the recipe")
         self.sets = dict(sorted(sets.items()))  # the order of a recipe's keys must not change the order of batches
         self.batch_rows = batch_rows
         self.seed = seed
-        self.isolate_documents = isolate_documents
+        self.isolate_documents = bool(isolate_documents)
         self.window = max(split.window for split in self.sets.values())
         # Decided once, not batch by batch: layouts that change between steps would be compiled again and again.
         self.has_padding = any(split.window < self.window for split in self.sets.values())
@@ -54,7 +54,7 @@ class Batches:
             rows = np.flatnonzero(which == k)
             places = split.places(self._shuffled(name, split.n_rows, running[rows]))
             part = np.s_[rows, : split.window + 1]
-            tokens[part] = split.tokens[places]
+            tokens[part] = split.at(places)
             scored[part] = split.is_scored(places)
             segments[part], positions[part] = documents_within(split, places) if self.isolate_documents else (0, 0)
         return Batch(
@@ -79,7 +79,8 @@ class Batches:
 
 
 def documents_within(split: PackedSplit, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number of each token's document within its row, and the token's place in it; both 0 where the row begins."""
+    """Number of each token's document within its row (-1 for padding), and the token's place in it; both 0 where the
+    row begins."""
     documents = split.document_of(places)
     starts = np.maximum(split.document_starts[documents], places[:, :1])
-    return documents - documents[:, :1], places - starts
+    return np.maximum(documents - documents[:, :1], -1), np.maximum(places - starts, 0)

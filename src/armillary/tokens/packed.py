@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from armillary import artefact
-from armillary.contracts import BOS
+from armillary.contracts import BOS, PAD
 from armillary.refusal import Refusal, nearest
 from armillary.text.corpus import SPLITS
 
@@ -20,7 +20,8 @@ class PackedSplit:
 
     tokens: (n,) uint16 or uint32. row_starts: (n_rows,) offset of each row. documents: (n_documents, 3), the offset of
     each document's bos, its bytes and its words. window: T, a row being T + 1 tokens; less than the recipe asked for
-    where the stream is shorter. scored_bits: one bit a token, where only some are scored.
+    where the stream is shorter. scored_bits: one bit a token, where only some are scored. pads: a row ends with its
+    document, and holds padding behind it.
     """
 
     tokens: np.ndarray
@@ -28,6 +29,7 @@ class PackedSplit:
     documents: np.ndarray
     window: int
     scored_bits: np.ndarray | None = None
+    pads: bool = False
 
     @property
     def n_rows(self) -> int:
@@ -46,12 +48,20 @@ class PackedSplit:
         return self.documents[:, 2]
 
     def places(self, indices: np.ndarray) -> np.ndarray:
-        """(n, T+1) int64: where in the stream the tokens of these rows (n,) are."""
-        return self.row_starts[indices][:, None] + np.arange(self.window + 1)
+        """(n, T+1) int64: where in the stream the tokens of these rows (n,) are; -1 for padding."""
+        places = self.row_starts[indices][:, None] + np.arange(self.window + 1)
+        if self.pads:
+            ends = np.append(self.document_starts[1:], len(self.tokens))
+            places[places >= ends[self.document_of(places[:, :1])]] = -1
+        return places
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """int64, shaped as `places`: the tokens there, PAD where there is none."""
+        return np.where(places < 0, PAD, self.tokens[places]).astype(np.int64)
 
     def rows(self, indices: np.ndarray) -> np.ndarray:
         """(n, T+1) int64: the tokens of these rows (n,)."""
-        return self.tokens[self.places(indices)].astype(np.int64)
+        return self.at(self.places(indices))
 
     def scored(self, indices: np.ndarray) -> np.ndarray:
         """(n, T+1) bool: which tokens of these rows (n,) count in a loss."""
@@ -60,7 +70,7 @@ class PackedSplit:
     def is_scored(self, places: np.ndarray) -> np.ndarray:
         """Bool, for rows of places in the stream (n, L): all but the first of a row, which nothing predicts, and every
         bos, which is framing and given; of the others those whose bit is set, where there are bits."""
-        out = self.tokens[places] != BOS
+        out = (self.tokens[places] != BOS) & (places >= 0)
         out[:, 0] = False
         if self.scored_bits is not None:
             # np.packbits puts the first of eight in the highest bit.
@@ -96,6 +106,7 @@ class Packed:
             np.load(self.folder / f"{name}.documents.npy", mmap_mode="r"),
             min(self.about["window"], len(tokens) - 1),
             np.memmap(bits, dtype=np.uint8, mode="r") if bits.is_file() else None,
+            self.about["isolate_documents"] == "padded",
         )
 
 

@@ -84,7 +84,11 @@ def pack(
             where = f"corpus '{corpus.name}', split {split}"
             if split == "train" and stream.n_tokens <= 2 * stream.n_written:
                 raise Refusal(f"{where}: holds no text; give a corpus with some")
-            rows = row_starts(stream.n_tokens, packing.window, stride, where)
+            if packing.isolate_documents == "padded":
+                starts = np.load(beside / f"{split}.documents.npy")[:, 0]
+                rows = rows_of_documents(starts, stream.n_tokens, stride)
+            else:
+                rows = row_starts(stream.n_tokens, packing.window, stride, where)
             if split == "train":
                 rows = rows[: packing.max_rows]
             np.save(beside / f"{split}.rows.npy", rows)
@@ -105,6 +109,12 @@ def row_starts(n_tokens: int, window: int, stride: int, where: str) -> np.ndarra
         warnings.warn(message, ArmillaryWarning, stacklevel=3)
     n_rows = max(1, (n_tokens - 1 - window) // stride + 1)
     return np.arange(n_rows, dtype=np.int64) * stride
+
+
+def rows_of_documents(starts: np.ndarray, n_tokens: int, stride: int) -> np.ndarray:
+    """int64 offsets of rows that each begin in one document and end with it: no token of it is left out."""
+    ends = np.append(starts[1:], n_tokens)
+    return np.concatenate([np.arange(a, b - 1, stride, dtype=np.int64) for a, b in zip(starts, ends, strict=True)])
 
 
 class StreamWriter:

@@ -27,15 +27,18 @@ def trainable(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> Named:
     return [(name, p) for name, p in named_parameters if p.requires_grad]
 
 
-def adamw_groups(named: Named, weight_decay: float) -> list[dict[str, Any]]:
+def adamw_groups(named: Named, weight_decay: float, learning_rate: float) -> list[dict[str, Any]]:
     """Decay on matrices only: parameters with two dimensions or more, embeddings among them, as in GPT-2 practice.
 
-    Biases and the scales of norms are not decayed.
+    Biases and the scales of norms are not decayed. A parameter may say how much faster it learns than the others.
     """
-    matrices = [p for _, p in named if p.dim() >= 2]
-    others = [p for _, p in named if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for _, p in sorted(named, key=lambda item: item[1].dim() < 2):
+        groups.setdefault((p.dim() >= 2, getattr(p, "learning_rate_factor", 1.0)), []).append(p)
+    return [
+        {"params": found, "weight_decay": weight_decay if is_matrix else 0.0, "lr": learning_rate * factor}
+        for (is_matrix, factor), found in groups.items()
+    ]
 
 
 class Optimizers:

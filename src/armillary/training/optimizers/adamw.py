@@ -24,7 +24,7 @@ class AdamW(Part):
 
     def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> Optimizers:
         named = trainable(named_parameters)
-        groups = adamw_groups(named, self.weight_decay)
+        groups = adamw_groups(named, self.weight_decay, self.learning_rate)
         # 6.8M parameters, 2 CPU threads: fused 12 ms a step, foreach 47 ms, neither 60 ms.
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True)
         return Optimizers(named, [optimizer])

@@ -57,7 +57,7 @@ class Muon(Part):
         if not rest:
             return []
         rate = self.adamw_learning_rate or self.learning_rate
-        groups = adamw_groups(rest, self.weight_decay)
+        groups = adamw_groups(rest, self.weight_decay, rate)
         return [torch.optim.AdamW(groups, lr=rate, betas=self.betas, eps=self.eps, fused=True)]
 
 

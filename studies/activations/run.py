@@ -1,0 +1,118 @@
+"""Sine against GELU, squared ReLU and SwiGLU at equal parameters, each with the learning rate that suits it.
+
+Usage: python studies/activations/run.py FOLDER_OF_WIKITEXT_2 ROOT [STEPS] [JOBS]
+
+For each activation the learning rate is searched by factors of two, with seed 1, on validation, until the best one has
+a worse one on both sides; then seeds 2, 3 and 4 are trained with it and measured on the test split. What is there
+already is not done again. Writes results.json beside this file and prints docs/activations.md's table. JOBS runs at a
+time, each on one core; so no time in it means anything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from armillary.system import describe
+
+HERE = Path(__file__).parent
+ARMILLARY = (sys.executable, "-m", "armillary")
+ACTIVATIONS = ("sine", "gelu", "relu2", "swiglu")
+FIRST_RATES = (1e-3, 2e-3, 4e-3)
+SEEDS = (2, 3, 4)
+
+
+class Study:
+    def __init__(self, data: str, root: Path, steps: int) -> None:
+        self.root, self.steps = root, steps
+        if not (root / "articles").is_dir():
+            call(sys.executable, HERE.parent / "objectives" / "articles.py", data, root / "articles")
+
+    def measured(self, activation: str, rate: float, seed: int, split: str) -> dict[str, Any]:
+        """A run, trained if it is not there, and its likelihood."""
+        name = f"{activation}-{rate:g}-{seed}"
+        path = self.root / f"{name}-{split}.json"
+        if not path.is_file():
+            settings = {
+                "model.backbone.activation": activation,
+                "training.optimizer.learning_rate": rate,
+                "seed": seed,
+                "training.steps": self.steps,
+            }
+            sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+            where = ["--root", self.root]
+            train = ["train", HERE / "shape.yaml", "--name", name, "--data", self.root / "articles", "--resume", "auto"]
+            call(*ARMILLARY, *train, *sets, *where, "--log-level", "quiet")
+            found = call(*ARMILLARY, "evaluate", name, "--split", split, "--json", *where, "--log-level", "quiet")
+            (one,) = json.loads(found)
+            facts = json.loads((self.root / "runs" / name / "run.json").read_text())
+            one |= {"parameters": facts["parameters"], "rate": rate, "seed": seed}
+            path.write_text(json.dumps(one))
+            print(f"{name} {split}: {one['bits_per_byte']:.4f}", file=sys.stderr, flush=True)
+        return json.loads(path.read_text())
+
+    def searched(self, activation: str) -> dict[float, float]:
+        """Learning rate → validation bits per byte; the best has neighbours on both sides."""
+        found: dict[float, float] = {}
+        wanted = list(FIRST_RATES)
+        while wanted:
+            found |= {rate: self.measured(activation, rate, 1, "validation")["bits_per_byte"] for rate in wanted}
+            best = min(found, key=lambda rate: (math.isnan(found[rate]), found[rate]))
+            wanted = [rate for rate in (best / 2, best * 2) if rate not in found]
+        return dict(sorted(found.items()))
+
+
+def call(*words: object) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, words))}\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def main() -> None:
+    data, root = sys.argv[1], Path(sys.argv[2])
+    steps, jobs = (int(word) for word in (*sys.argv[3:], *("400", "2")[len(sys.argv) - 3 :]))
+    study = Study(data, root, steps)
+    with ThreadPoolExecutor(jobs) as pool:
+        study.measured("sine", FIRST_RATES[0], 1, "validation")  # makes the corpus and the tokenizer, once
+        searched = dict(zip(ACTIVATIONS, pool.map(study.searched, ACTIVATIONS), strict=True))
+        best = {activation: min(found, key=lambda rate: found[rate]) for activation, found in searched.items()}
+        asked = [(activation, best[activation], seed, "test") for activation in ACTIVATIONS for seed in SEEDS]
+        tested = list(pool.map(lambda one: study.measured(*one), asked))
+    rows = []
+    for index, activation in enumerate(ACTIVATIONS):
+        own = tested[index * len(SEEDS) : (index + 1) * len(SEEDS)]
+        rows.append(
+            {
+                "activation": activation,
+                "parameters": own[0]["parameters"],
+                "validation": {f"{rate:g}": bits for rate, bits in searched[activation].items()},
+                "learning_rate": best[activation],
+                "test": [one["bits_per_byte"] for one in own],
+            }
+        )
+    results = {"steps": steps, "seeds": SEEDS, "machine": describe(), "rows": rows}
+    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print("| activation | parameters | learning rate | bits per byte, mean of three seeds | each | more than sine |")
+    print("| --- |" + " ---: |" * 5)
+    for row in rows:
+        each = ", ".join(f"{bits:.4f}" for bits in row["test"])
+        more = [mine - sine for mine, sine in zip(row["test"], rows[0]["test"], strict=True)]
+        error = statistics.stdev(more) / math.sqrt(len(more))
+        difference = f"{statistics.mean(more):+.4f} ± {error:.4f}" if any(more) else ""
+        print(
+            f"| {row['activation']} | {row['parameters']:,} | {row['learning_rate']:g} "
+            f"| {statistics.mean(row['test']):.4f} | {each} | {difference} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Standard, reversible and hybrid blocks under three objectives, at equal size, text and tokens; and what the prototype
+called a likelihood, on random tokens.
+
+Usage: python studies/bijective/run.py FOLDER_OF_WIKITEXT_2 ROOT [--steps 400] [--seeds 0,1,2] [--width 128]
+
+Every run and every measurement is kept under ROOT: started again, this goes on where it stopped. With the defaults it
+takes about fifty minutes of two laptop cores. It leaves ROOT/bijective.json, and prints the page ROOT/bijective.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import prototype
+import torch
+import yaml
+from torch import Tensor
+
+from armillary.allocator import keep_memory
+from armillary.assemble import build, evaluating, stages, training
+from armillary.model.network import count_parameters
+from armillary.run_folder import RunFolder, read_json, write_json, write_text
+from armillary.training import precision
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "autoregressive": {"name": "autoregressive"},
+    "masked_diffusion": {"name": "masked_diffusion"},
+    "score_entropy": {"name": "score_entropy", "process": "absorbing"},
+}
+BACKBONES: dict[str, dict[str, Any]] = {
+    "standard": {"name": "llama"},
+    "reversible": {"name": "bijective", "coupling": "additive"},
+    "hybrid": {"name": "bijective", "coupling": "additive", "hybrid_layers": [0, 2]},
+}
+ORDERS = ("left_to_right", "random")
+
+
+def main() -> None:
+    keep_memory()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--bound-tokens", type=int, default=20_000, help="tokens of the test split that are scored")
+    parser.add_argument("--exact-tokens", type=int, default=4_000, help="of them, in an exact order")
+    asked = parser.parse_args()
+    cells: dict[str, list[dict[str, Any]]] = {}
+    for seed in map(int, asked.seeds.split(",")):
+        for objective in OBJECTIVES:
+            for backbone in BACKBONES:
+                cells.setdefault(f"{objective} {backbone}", []).append(cell(objective, backbone, seed, asked))
+    sizes = [one["parameters"] for found in cells.values() for one in found]
+    assert max(sizes) / min(sizes) < 1.01, sizes
+    # One kind of negative row is enough: it is not about the size of the model.
+    negative = kept(asked.root / "study" / "prototype.json", lambda: prototype.compare(asked.steps))
+    write_json(asked.root / "bijective.json", {"cells": cells, "prototype": negative, "asked": plain(asked)})
+    page = "\n".join([*table(cells), "", *prototype.table(negative)]) + "\n"
+    write_text(asked.root / "bijective.md", page)
+    print(page)
+
+
+def kept(path: Path, make: Any) -> Any:
+    """What was measured already, or is now."""
+    if not path.is_file():
+        write_json(path, make())
+    return read_json(path)
+
+
+def cell(objective: str, backbone: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
+    name = f"{objective}-{backbone}-{seed}"
+    path = asked.root / "study" / f"{name}.json"
+    if path.is_file():
+        return read_json(path)
+    run = trained(name, recipe(name, objective, backbone, seed, asked), asked)
+    return kept(path, lambda: measured(run, objective, asked))
+
+
+def recipe(name: str, objective: str, backbone: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
+    """Activations are computed again wherever a block can be undone, as they would be by those who chose it."""
+    return {
+        "name": name,
+        "seed": seed,
+        "corpora": {"wikitext-2": {"source": {"name": "wikitext2"}}},
+        "tokenizer": {"name": "bpe", "vocabulary": 4096, "min_frequency": 2},
+        "packing": {"window": 128},
+        "model": {"backbone": {**BACKBONES[backbone], "d_model": asked.width, "n_layers": 4, "n_heads": 4}},
+        "objective": OBJECTIVES[objective],
+        "training": {
+            "steps": asked.steps,
+            "batch_rows": 16,
+            "optimizer": {"name": "muon", "learning_rate": 1.0e-2},
+            "schedule": {"name": "warmup_stable_decay", "warmup": min(20, asked.steps // 4), "decay": 0.6},
+            "activation_checkpointing": backbone != "standard",
+            "validate_every": asked.steps,
+            "validation_rows": 64,
+            "checkpoint_every": asked.steps,
+            "keep_checkpoints": 1,
+        },
+        "evaluation": {"window": 128, "stride": 64, "batch_rows": 32},
+    }
+
+
+def trained(name: str, raw: dict[str, Any], asked: argparse.Namespace) -> RunFolder:
+    """Stopped before its end, it goes on."""
+    path = asked.root / "study" / f"{name}.yaml"
+    write_text(path, yaml.safe_dump(raw))
+    run = RunFolder(asked.root / "runs" / name)
+    if run.facts().get("state") != "finished":
+        request = training.Request(str(path), [], data=asked.data, resumes=True, root=asked.root)
+        for _ in training.start(training.check(request), lambda line: print(line, flush=True)).happenings():
+            pass
+        if run.facts().get("state") != "finished":
+            raise SystemExit(f"{name} was stopped; run this again to go on")
+    records = run.metrics("train")
+    assert records[-1]["step"] == asked.steps, f"{name}: {records[-1]['step']} steps were done, not {asked.steps}"
+    print(f"{name}: loss {records[0]['loss']:.3f} to {records[-1]['loss']:.3f}", flush=True)
+    return run
+
+
+def measured(run: RunFolder, objective: str, asked: argparse.Namespace) -> dict[str, Any]:
+    model = build.open_model(run, "last")
+    wanted = evaluating.Wanted(root=asked.root, n_tokens=asked.bound_tokens)
+    (own,) = evaluating.evaluate(model, wanted)
+    records = run.metrics("train")
+    found = {
+        "parameters": count_parameters(model.network)[0],
+        "n_tokens": records[-1]["n_tokens"],
+        "step_seconds": statistics.median(r["seconds"] for r in records),
+        "own": own,
+        "exact": {},
+        "kept_bytes": kept_bytes(model, asked),
+    }
+    if objective != "autoregressive":  # whose own figure is the exact one from left to right
+        for order in ORDERS:
+            few = dataclasses.replace(wanted, exact=order, n_tokens=asked.exact_tokens)
+            found["exact"][order] = evaluating.evaluate(model, few)[0]
+    else:
+        few = dataclasses.replace(wanted, n_tokens=asked.exact_tokens)
+        found["exact"]["left_to_right"] = evaluating.evaluate(model, few)[0]
+    # The place for what samples are worth: perplexity under another model, with their unigram entropy beside it.
+    return found
+
+
+def kept_bytes(model: build.OpenModel, asked: argparse.Namespace) -> int:
+    """What the backward pass of one batch keeps, parameters left out."""
+    network, parts = model.network.train().requires_grad_(True), model.parts
+    settings = parts.recipe.training
+    for module in network.modules():
+        if hasattr(module, "recomputes"):
+            module.recomputes = settings.activation_checkpointing
+    packed = stages.reopen(model.run, parts, asked.root).packed
+    batch = build.batches(parts, packed).at(0)
+    draws = parts.objective.draw(*batch.tokens[:, 1:].shape, torch.Generator().manual_seed(0))
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    seen: dict[int, tuple[int, Tensor]] = {}
+
+    def keep(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes(), saved
+        return saved
+
+    cpu = torch.device("cpu")
+    autocast = precision.autocast(precision.resolve(settings.precision, cpu), cpu)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved), autocast:
+        loss = parts.objective.loss(network, batch, draws)
+    assert loss.total.requires_grad
+    return sum(n_bytes for n_bytes, _ in seen.values())
+
+
+def table(cells: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Means over seeds ± their standard deviation; a bound's own error is that of its draws, of one seed."""
+    columns = ["objective", "blocks", "parameters", "tokens seen", "bits per byte", "kind, error of the draws"]
+    columns += ["exact, left to right", "exact, random order", "kept for the backward pass, MiB", "step, ms"]
+    yield f"| {' | '.join(columns)} |"
+    yield "|" + " --- |" * 2 + " ---: |" * 8
+    for name, found in cells.items():
+        objective, blocks = name.split()
+        own = found[0]["own"]
+        margin = own["margin_nats"]
+        kind = "exact" if margin is None else f"bound ± {margin / math.log(2) / own['n_bytes']:.4f}"
+        exact = [spread([one["exact"].get(order, {}).get("bits_per_byte") for one in found]) for order in ORDERS]
+        yield (
+            f"| {objective.replace('_', ' ')} | {blocks} | {found[0]['parameters']:,} | {found[0]['n_tokens']:,} "
+            f"| {spread([one['own']['bits_per_byte'] for one in found])} | {kind} | {exact[0]} | {exact[1]} "
+            f"| {found[0]['kept_bytes'] / 2**20:.0f} "
+            f"| {1e3 * statistics.median(one['step_seconds'] for one in found):.0f} |"
+        )
+
+
+def spread(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return f"{known[0]:.3f}" if known else ""
+    return f"{statistics.mean(known):.3f} ± {statistics.stdev(known):.3f}"
+
+
+def plain(asked: argparse.Namespace) -> dict[str, Any]:
+    return {key: value for key, value in vars(asked).items() if not isinstance(value, Path)}
+
+
+if __name__ == "__main__":
+    main()
