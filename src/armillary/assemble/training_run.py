@@ -198,8 +198,10 @@ class TrainingRun:
 
     def _record(self, step: Step, is_last: bool) -> None:
         if self.is_main and (step.step % self.settings.log_every == 0 or is_last or not step.is_applied):
-            self.run.append("metrics.jsonl", asdict(step) | {"kind": "train", "attempt": self.attempt})
-            self.tracker.track(step.step, asdict(step), "train")
+            n_rows = sum(packed.about["splits"]["train"]["n_rows"] for packed in self.prepared.packed.values())
+            record = asdict(step) | {"epoch": sum(step.mixture.values()) / n_rows}
+            self.run.append("metrics.jsonl", record | {"kind": "train", "attempt": self.attempt})
+            self.tracker.track(step.step, record, "train")
 
     def _validate(self, learner: Learner) -> Iterator[Validation]:
         """On every corpus that has a validation split; the first one judges which checkpoint is best."""

@@ -63,8 +63,6 @@ def _places(layout: Layout, length: int, device: torch.device) -> Int[Tensor, "#
     segments = layout.segments
     if segments is None:
         return torch.cat([place, place])[None]
-    if segments.shape[1] != length:
-        segments = torch.cat([segments, segments], dim=1)
     assert layout.block is not None
     start = place // layout.block * layout.block
     noisy, clean = ((half >= 0).long().cumsum(1) - (half >= 0).long() for half in segments.chunk(2, dim=1))

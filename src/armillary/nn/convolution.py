@@ -77,7 +77,6 @@ class DepthwiseConvolution(nn.Module):
         known = start
         segments = layout.segments
         if segments is not None:
-            segments = torch.cat([segments, segments], 1) if segments.shape[1] == n else segments
             last_real = torch.where(segments[:, n:] >= 0, place + 1, 0).cummax(1).values
             known = F.pad(last_real, (1, 0))[:, start]
         offsets = torch.arange(self.kernel, device=device) * self.dilation - self.reach + ahead

@@ -93,8 +93,6 @@ def filtered(w: Signal, pole: Pole, method: Method, sight: Sight, state: MixerSt
     layout = sight.layout
     segments = layout.segments
     if segments is not None:
-        if segments.shape[1] != w.shape[1]:
-            segments = torch.cat([segments, segments], dim=1)
         w = torch.where((segments >= 0)[..., None, None], w, 0.0)
     if layout.direction == "blocks":
         return _by_blocks(w, pole, method, layout, segments)

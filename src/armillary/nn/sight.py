@@ -5,7 +5,7 @@ Source: block-causal two-stream mask, Arriola et al. 2025, arXiv 2503.09573, sec
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +19,8 @@ class Sight:
     """positions: place of each token, for positional encodings, one row for all or one a row.
     is_causal and mask: as scaled_dot_product_attention takes them; True is seen. Both only where the mask is a bias
     that is added to the scores (nn/alibi.py), -inf where nothing is seen.
-    layout: what all this was made of, for mixers that are no attention.
+    layout: what all this was made of, for mixers that are no attention; by blocks, its segments are those of both
+    halves.
     With a cache: slots, where each token's state is written (the trash slot for padding); n_seen, how many slots are
     looked at; rows, which rows of the cache these are, None for all; keeps, whether what is read stays in the cache.
     """
@@ -39,6 +40,8 @@ def look(layout: Layout, n_positions: int, device: torch.device, cache: Cache | 
     if cache is not None:
         return _look_into_cache(layout, n_positions, device, cache)
     n = n_positions // 2 if layout.direction == "blocks" else n_positions
+    if layout.segments is not None and layout.segments.shape[1] != n_positions:
+        layout = replace(layout, segments=torch.cat([layout.segments, layout.segments], dim=1))
     positions = layout.positions
     if positions is None:
         positions = torch.arange(n, device=device)[None]
@@ -49,8 +52,6 @@ def look(layout: Layout, n_positions: int, device: torch.device, cache: Cache | 
     mask = _seen(layout, n_positions, device)[None]
     if layout.segments is not None:
         segments = layout.segments
-        if segments.shape[1] != n_positions:
-            segments = torch.cat([segments, segments], dim=1)
         # Padding sees padding (-1 equals -1): a row of the softmax without a key would be NaN.
         mask = mask & (segments[:, :, None] == segments[:, None, :])
     return Sight(positions, is_causal=False, mask=mask[:, None], layout=layout)

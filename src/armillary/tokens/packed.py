@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ class PackedSplit:
     def n_rows(self) -> int:
         return len(self.row_starts)
 
-    @property
+    @cached_property
     def document_starts(self) -> np.ndarray:
-        return self.documents[:, 0]
+        return np.ascontiguousarray(self.documents[:, 0])  # which a search would copy at every batch
 
     @property
     def document_bytes(self) -> np.ndarray:
@@ -51,8 +52,10 @@ class PackedSplit:
         """(n, T+1) int64: where in the stream the tokens of these rows (n,) are; -1 for padding."""
         places = self.row_starts[indices][:, None] + np.arange(self.window + 1)
         if self.pads:
-            ends = np.append(self.document_starts[1:], len(self.tokens))
-            places[places >= ends[self.document_of(places[:, :1])]] = -1
+            after = self.document_of(places[:, :1]) + 1
+            is_last = after == len(self.documents)
+            ends = np.where(is_last, len(self.tokens), self.document_starts[after - is_last])
+            places[places >= ends] = -1
         return places
 
     def at(self, places: np.ndarray) -> np.ndarray:

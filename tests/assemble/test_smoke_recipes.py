@@ -1,0 +1,33 @@
+"""Smoke recipes of the backbones as they are written, on a small text: the loss falls, and no sample names a special
+token."""
+
+from __future__ import annotations
+
+import pytest
+
+from armillary.assemble import build, sampling, training
+from armillary.contracts import SPECIAL_TOKENS
+from armillary.records import Step
+from armillary.run_folder import RunFolder
+
+
+@pytest.mark.parametrize("name", ["perigee-smoke", "bijective-smoke"])
+def test_the_loss_falls_and_a_sample_is_text(name, text_file, tmp_path):
+    own_text = name == "bijective-smoke"  # Perigee's is WikiText-2
+    request = training.Request(name, [], None if own_text else text_file, name=name, root=tmp_path)
+    happenings = training.start(training.check(request), lambda line: None).happenings()
+    losses = [h.loss for h in happenings if isinstance(h, Step)]
+    assert sum(losses[-4:]) < sum(losses[:4])
+    run = RunFolder(tmp_path / "runs" / name)
+    records = run.metrics("train")
+    assert records[-1]["step"] == len(losses)
+    assert {"time", "epoch", "step", "loss", "grad_norm", "learning_rate"} <= {*records[0]}
+    facts = run.facts()["corpora"]
+    (n_rows,) = (corpus["splits"]["train"]["n_rows"] for corpus in facts.values())
+    for record in records:
+        assert record["epoch"] == pytest.approx(record["step"] * run.recipe()["training"]["batch_rows"] / n_rows)
+    model = build.open_model(run, device="cpu")
+    prompts = ["the of", "in", ""]
+    texts = sampling.from_model(model, prompts, sampling.settings(model.parts, model.tokenizer, prompts, {}), seed=3)
+    for found in texts:
+        assert found.tokens and not any(special in found.text for special in SPECIAL_TOKENS)
