@@ -59,6 +59,38 @@ def pieces_table(results: dict[str, Any]) -> str:
     return _with_machine(lines, results)
 
 
+def backbones_table(results: dict[str, Any]) -> str:
+    lines = ["| backbone | tokens/s | range | of llama | peak GiB |", "| --- | ---: | ---: | --- | ---: |"]
+    for found in results["readings"].values():
+        llama = next(iter(found.values()))["tokens_per_second"]
+        for name, one in found.items():
+            speeds = one["tokens_per_second"]
+            times = "" if speeds is llama else "{:.2f} × ({:.2f}–{:.2f})".format(*ratios(speeds, llama))
+            middle, low, high = statistics.median(speeds), min(speeds), max(speeds)
+            lines.append(
+                f"| {name.replace('/', ' ')} | {middle:,.0f} | {low:,.0f}–{high:,.0f} | {times} "
+                f"| {one['peak_bytes'] / 2**30:.1f} |"
+            )
+    return _with_machine(lines, results)
+
+
+def reversible_table(results: dict[str, Any]) -> str:
+    lines = ["| blocks | activations | kept, MiB | step, ms | of ordinary |", "| ---: | --- | ---: | ---: | --- |"]
+    for depth, found in results["readings"]["memory"].items():
+        ordinary = found["ordinary"]["seconds"]
+        for manner, one in found.items():
+            seconds = one["seconds"]
+            times = "" if seconds is ordinary else "{:.2f} × ({:.2f}–{:.2f})".format(*ratios(seconds, ordinary))
+            kept, step = one["kept_bytes"] / 2**20, 1e3 * statistics.median(seconds)
+            lines.append(f"| {depth} | {manner} | {kept:,.1f} | {step:,.0f} | {times} |")
+    lines += ["", "| blocks | coupling | fp64 | fp32 | bf16 |", "| ---: | --- |" + " ---: |" * 3]
+    for name, errors in results["readings"]["reconstruction"].items():
+        depth, coupling = name.split()
+        each = (f"{errors[arithmetic]:.1e}" for arithmetic in ("fp64", "fp32", "bf16"))
+        lines.append(f"| {depth} | {coupling} | {' | '.join(each)} |")
+    return _with_machine(lines, results)
+
+
 def _with_machine(lines: Sequence[str], results: dict[str, Any]) -> str:
     m = results["machine"]
     about = f"`{results['command'].strip()}`, {m['n_cores']} cores of {m['processor']} ({m['cpu_capability']}), Python "
@@ -66,7 +98,13 @@ def _with_machine(lines: Sequence[str], results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", about + "."])
 
 
-TABLES = {"training_speed": contest_table, "decoding_speed": contest_table, "training_pieces": pieces_table}
+TABLES = {
+    "training_speed": contest_table,
+    "training_pieces": pieces_table,
+    "backbone_speed": backbones_table,
+    "reversible_memory_cpu_fp32": reversible_table,
+    "decoding_speed": contest_table,
+}
 
 if __name__ == "__main__":
     main()

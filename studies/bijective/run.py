@@ -23,7 +23,7 @@ import yaml
 from torch import Tensor
 
 from armillary.allocator import keep_memory
-from armillary.assemble import build, evaluating, stages, training
+from armillary.assemble import build, evaluating, judging, sampling, stages, training
 from armillary.model.network import count_parameters
 from armillary.run_folder import RunFolder, read_json, write_json, write_text
 from armillary.training import precision
@@ -39,6 +39,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "hybrid": {"name": "bijective", "coupling": "additive", "hybrid_layers": [0, 2]},
 }
 ORDERS = ("left_to_right", "random")
+SAMPLING_STEPS, N_TEXTS, N_TEXT_TOKENS = 64, 48, 127
 
 
 def main() -> None:
@@ -52,17 +53,18 @@ def main() -> None:
     parser.add_argument("--bound-tokens", type=int, default=20_000, help="tokens of the test split that are scored")
     parser.add_argument("--exact-tokens", type=int, default=4_000, help="of them, in an exact order")
     asked = parser.parse_args()
+    judge = trained("judge", judge_recipe(asked), asked)
     cells: dict[str, list[dict[str, Any]]] = {}
     for seed in map(int, asked.seeds.split(",")):
         for objective in OBJECTIVES:
             for backbone in BACKBONES:
-                cells.setdefault(f"{objective} {backbone}", []).append(cell(objective, backbone, seed, asked))
+                cells.setdefault(f"{objective} {backbone}", []).append(cell(objective, backbone, seed, judge, asked))
     sizes = [one["parameters"] for found in cells.values() for one in found]
     assert max(sizes) / min(sizes) < 1.01, sizes
     # One kind of negative row is enough: it is not about the size of the model.
     negative = kept(asked.root / "study" / "prototype.json", lambda: prototype.compare(asked.steps))
     write_json(asked.root / "bijective.json", {"cells": cells, "prototype": negative, "asked": plain(asked)})
-    page = "\n".join([*table(cells), "", *prototype.table(negative)]) + "\n"
+    page = "\n".join([*table(cells), "", real_text(cells), "", *prototype.table(negative)]) + "\n"
     write_text(asked.root / "bijective.md", page)
     print(page)
 
@@ -74,13 +76,13 @@ def kept(path: Path, make: Any) -> Any:
     return read_json(path)
 
 
-def cell(objective: str, backbone: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
+def cell(objective: str, backbone: str, seed: int, judge: RunFolder, asked: argparse.Namespace) -> dict[str, Any]:
     name = f"{objective}-{backbone}-{seed}"
     path = asked.root / "study" / f"{name}.json"
     if path.is_file():
         return read_json(path)
     run = trained(name, recipe(name, objective, backbone, seed, asked), asked)
-    return kept(path, lambda: measured(run, objective, asked))
+    return kept(path, lambda: measured(run, objective, judge, asked))
 
 
 def recipe(name: str, objective: str, backbone: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
@@ -108,6 +110,14 @@ def recipe(name: str, objective: str, backbone: str, seed: int, asked: argparse.
     }
 
 
+def judge_recipe(asked: argparse.Namespace) -> dict[str, Any]:
+    """A larger standard model, trained half as long again, that tells how likely the texts of the others are."""
+    raw = recipe("judge", "autoregressive", "standard", 8, asked)
+    raw["model"]["backbone"] |= {"d_model": 2 * asked.width, "n_layers": 6}
+    raw["training"]["steps"] = asked.steps * 3 // 2
+    return raw
+
+
 def trained(name: str, raw: dict[str, Any], asked: argparse.Namespace) -> RunFolder:
     """Stopped before its end, it goes on."""
     path = asked.root / "study" / f"{name}.yaml"
@@ -120,13 +130,14 @@ def trained(name: str, raw: dict[str, Any], asked: argparse.Namespace) -> RunFol
         if run.facts().get("state") != "finished":
             raise SystemExit(f"{name} was stopped; run this again to go on")
     records = run.metrics("train")
-    assert records[-1]["step"] == asked.steps, f"{name}: {records[-1]['step']} steps were done, not {asked.steps}"
+    wanted = raw["training"]["steps"]
+    assert records[-1]["step"] == wanted, f"{name}: {records[-1]['step']} steps were done, not {wanted}"
     print(f"{name}: loss {records[0]['loss']:.3f} to {records[-1]['loss']:.3f}", flush=True)
     return run
 
 
-def measured(run: RunFolder, objective: str, asked: argparse.Namespace) -> dict[str, Any]:
-    model = build.open_model(run, "last")
+def measured(run: RunFolder, objective: str, judge: RunFolder, asked: argparse.Namespace) -> dict[str, Any]:
+    model, other = build.open_model(run, "last"), build.open_model(judge, "last")
     wanted = evaluating.Wanted(root=asked.root, n_tokens=asked.bound_tokens)
     (own,) = evaluating.evaluate(model, wanted)
     records = run.metrics("train")
@@ -145,7 +156,10 @@ def measured(run: RunFolder, objective: str, asked: argparse.Namespace) -> dict[
     else:
         few = dataclasses.replace(wanted, n_tokens=asked.exact_tokens)
         found["exact"]["left_to_right"] = evaluating.evaluate(model, few)[0]
-    # The place for what samples are worth: perplexity under another model, with their unigram entropy beside it.
+    fields = {} if objective == "autoregressive" else {"steps": SAMPLING_STEPS}
+    manner = sampling.settings(model.parts, model.tokenizer, [], fields, N_TEXT_TOKENS)
+    (found["texts"],) = judging.judged(model, other, [manner], N_TEXTS, 0, print)
+    found["real"] = judging.real(model, other, N_TEXTS, N_TEXT_TOKENS, asked.root)
     return found
 
 
@@ -179,9 +193,10 @@ def kept_bytes(model: build.OpenModel, asked: argparse.Namespace) -> int:
 def table(cells: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     """Means over seeds ± their standard deviation; a bound's own error is that of its draws, of one seed."""
     columns = ["objective", "blocks", "parameters", "tokens seen", "bits per byte", "kind, error of the draws"]
-    columns += ["exact, left to right", "exact, random order", "kept for the backward pass, MiB", "step, ms"]
+    columns += ["exact, left to right", "exact, random order", "texts: perplexity by the judge", "entropy"]
+    columns += ["kept for the backward pass, MiB", "step, ms"]
     yield f"| {' | '.join(columns)} |"
-    yield "|" + " --- |" * 2 + " ---: |" * 8
+    yield "|" + " --- |" * 2 + " ---: |" * 10
     for name, found in cells.items():
         objective, blocks = name.split()
         own = found[0]["own"]
@@ -191,16 +206,23 @@ def table(cells: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
         yield (
             f"| {objective.replace('_', ' ')} | {blocks} | {found[0]['parameters']:,} | {found[0]['n_tokens']:,} "
             f"| {spread([one['own']['bits_per_byte'] for one in found])} | {kind} | {exact[0]} | {exact[1]} "
+            f"| {spread([one['texts']['judge_perplexity'] for one in found], 0)} "
+            f"| {spread([one['texts']['entropy_nats'] for one in found], 2)} "
             f"| {found[0]['kept_bytes'] / 2**20:.0f} "
             f"| {1e3 * statistics.median(one['step_seconds'] for one in found):.0f} |"
         )
 
 
-def spread(values: list[float | None]) -> str:
+def real_text(cells: dict[str, list[dict[str, Any]]]) -> str:
+    real = next(iter(cells.values()))[0]["real"]
+    return f"Held-out text by the judge: {real['judge_perplexity']:,.0f}, entropy {real['entropy_nats']:.2f} nats."
+
+
+def spread(values: list[float | None], digits: int = 3) -> str:
     known = [value for value in values if value is not None]
     if len(known) < 2:
-        return f"{known[0]:.3f}" if known else ""
-    return f"{statistics.mean(known):.3f} ± {statistics.stdev(known):.3f}"
+        return f"{known[0]:,.{digits}f}" if known else ""
+    return f"{statistics.mean(known):,.{digits}f} ± {statistics.stdev(known):,.{digits}f}"
 
 
 def plain(asked: argparse.Namespace) -> dict[str, Any]:
