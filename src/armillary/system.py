@@ -33,17 +33,22 @@ def describe() -> dict[str, Any]:
 
 def diagnose(root: Path) -> dict[str, Any]:
     """`describe`, and what a person asks when something is slow or missing."""
-    import torch
-
     free = shutil.disk_usage(root if root.exists() else Path()).free
     return describe() | {
         "memory": _memory(),
-        "bf16_on_cpu": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        "bf16_on_cpu": bf16_on_cpu(),
         "compiler": shutil.which("g++") or shutil.which("clang++") or "none: torch.compile on a CPU needs g++",
         "gpu": _why_no_gpu(),
         "free_disk": f"{free / 2**30:.1f} GiB at {root}",
         "versions": versions(),
     }
+
+
+def bf16_on_cpu() -> bool:
+    """Whether the processor multiplies in bf16 by itself: AVX-512 or AMX has it, AVX2 emulates it."""
+    import torch
+
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _why_no_gpu() -> str:
