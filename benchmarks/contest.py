@@ -72,6 +72,24 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float
     return statistics.median(each), min(each), max(each)
 
 
+def saved_bytes(forward: Callable[[], Any], network: Any) -> int:
+    """Of the tensors that autograd saves for the backward pass, each storage once, parameters left out."""
+    import torch
+
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    seen: dict[int, Any] = {}
+
+    def keep(saved: Any) -> Any:
+        if saved.untyped_storage().data_ptr() not in own:
+            seen[saved.untyped_storage().data_ptr()] = saved
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        result = forward()
+    assert result.requires_grad
+    return sum(saved.untyped_storage().nbytes() for saved in seen.values())
+
+
 def median(readings: dict[str, Any]) -> float:
     return statistics.median(readings["tokens_per_second"])
 

@@ -16,20 +16,17 @@ import time
 from typing import Any
 
 import torch
-from contest import ratios, write
+from contest import ratios, saved_bytes, write
 from torch import Tensor, nn
 
 from armillary.allocator import keep_memory
 from armillary.contracts import Layout
+from armillary.nn.stack import recompute
 from armillary.registry import make
 
 WIDTH, HEADS, ROWS, LENGTH = 256, 4, 4, 128
-MANNERS: dict[str, tuple[dict[str, Any], bool]] = {
-    "ordinary": ({}, False),
-    "checkpointed": ({"hybrid_layers": []}, True),
-    "inverted": ({}, True),
-}
-"""Fields of the backbone, and whether activations are computed again."""
+MANNERS = {"ordinary": ("bijective", False), "checkpointed": ("llama", True), "inverted": ("bijective", True)}
+"""The backbone, and whether activations are computed again."""
 
 
 def main() -> None:
@@ -63,9 +60,9 @@ def main() -> None:
 def side_by_side(depth: int, asked: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Kept bytes, and seconds of a forward and backward pass in every round; the first round does not count."""
     contenders = {}
-    for name, (fields, recomputes) in MANNERS.items():
-        contenders[name] = backbone(depth, asked.device, **fields).train()
-        contenders[name].blocks.recomputes = recomputes
+    for name, (kind, recomputes) in MANNERS.items():
+        contenders[name] = backbone(depth, asked.device, kind).train()
+        recompute(contenders[name], recomputes)
     x = torch.randn(ROWS, LENGTH, WIDTH, device=asked.device)
     found: dict[str, dict[str, Any]] = {
         name: {"kept_bytes": kept_bytes(network, x, asked.precision), "seconds": []}
@@ -83,10 +80,10 @@ def side_by_side(depth: int, asked: argparse.Namespace) -> dict[str, dict[str, A
     return found
 
 
-def backbone(depth: int, device: str, **fields: Any) -> Any:
+def backbone(depth: int, device: str, kind: str = "bijective", **fields: Any) -> Any:
     torch.manual_seed(0)
     shape = {"d_model": WIDTH, "n_layers": depth, "n_heads": HEADS} | fields
-    return make("backbones", "bijective", shape).build().to(device)
+    return make("backbones", kind, shape).build().to(device)
 
 
 def loss(network: nn.Module, x: Tensor, precision: str) -> Tensor:
@@ -106,19 +103,7 @@ def kept_bytes(network: nn.Module, x: Tensor, precision: str) -> int:
         peak = torch.cuda.max_memory_allocated() - before - gradients
         network.zero_grad()
         return peak
-    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    seen: dict[int, tuple[int, Tensor]] = {}
-
-    def keep(saved: Tensor) -> Tensor:
-        storage = saved.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes(), saved
-        return saved
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-        result = loss(network, x, precision)
-    assert result.requires_grad
-    return sum(n_bytes for n_bytes, _ in seen.values())
+    return saved_bytes(lambda: loss(network, x, precision), network)
 
 
 def reconstruction(depth: int, coupling: str, arithmetic: str, device: str) -> float:

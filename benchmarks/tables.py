@@ -50,6 +50,32 @@ def contest_table(results: dict[str, Any]) -> str:
     return _with_machine(lines, results)
 
 
+def peer_table(results: dict[str, Any]) -> str:
+    """A row a contender of a contest whose names are WHO/WHAT/MANNER; ours is told beside each of the same manner."""
+    lines = ["| what | who | tokens/s | range | ours is | peak GiB |", "| --- | --- | ---: | ---: | --- | ---: |"]
+    for found in results["readings"].values():
+        for name, one in found.items():
+            who, *what = name.split("/")
+            speeds, ours = one["tokens_per_second"], found["/".join(["armillary", *what])]["tokens_per_second"]
+            times = "" if speeds is ours else "{:.2f} × ({:.2f}–{:.2f})".format(*ratios(ours, speeds))
+            lines.append(
+                f"| {', '.join(what)} | {who} | {statistics.median(speeds):,.0f} "
+                f"| {min(speeds):,.0f}–{max(speeds):,.0f} | {times} | {one['peak_bytes'] / 2**30:.1f} |"
+            )
+    return _with_machine(lines, results)
+
+
+def sine_table(results: dict[str, Any]) -> str:
+    lines = ["| activation | hidden tensors kept | ms | of GELU |", "| --- | ---: | ---: | --- |"]
+    for precision, found in results["readings"].items():
+        for name, one in found.items():
+            seconds, gelu = one["seconds"], found["gelu"]["seconds"]
+            times = "" if seconds is gelu else "{:.2f} × ({:.2f}–{:.2f})".format(*ratios(seconds, gelu))
+            milliseconds = 1e3 * statistics.median(seconds)
+            lines.append(f"| {name}, {precision} | {one['hidden_tensors']:.2f} | {milliseconds:.0f} | {times} |")
+    return _with_machine(lines, results)
+
+
 def pieces_table(results: dict[str, Any]) -> str:
     lines = ["| piece | ours, ms | torch, ms | ours is |", "| --- | ---: | ---: | --- |"]
     for name, found in results["readings"].items():
@@ -102,8 +128,10 @@ TABLES = {
     "training_speed": contest_table,
     "training_pieces": pieces_table,
     "backbone_speed": backbones_table,
+    "sine_memory": sine_table,
     "reversible_memory_cpu_fp32": reversible_table,
     "decoding_speed": contest_table,
+    "psann_decoding": peer_table,
 }
 
 if __name__ == "__main__":

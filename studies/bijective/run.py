@@ -18,15 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import prototype
-import torch
 import yaml
-from torch import Tensor
 
 from armillary.allocator import keep_memory
-from armillary.assemble import build, evaluating, judging, sampling, stages, training
+from armillary.assemble import build, evaluating, judging, planning, sampling, training
 from armillary.model.network import count_parameters
 from armillary.run_folder import RunFolder, read_json, write_json, write_text
-from armillary.training import precision
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "autoregressive": {"name": "autoregressive"},
@@ -147,7 +144,7 @@ def measured(run: RunFolder, objective: str, judge: RunFolder, asked: argparse.N
         "step_seconds": statistics.median(r["seconds"] for r in records),
         "own": own,
         "exact": {},
-        "kept_bytes": kept_bytes(model, asked),
+        "kept_bytes": planning.measure_steps(model.parts, model.network.n_vocab, 16).kept_bytes,
     }
     if objective != "autoregressive":  # whose own figure is the exact one from left to right
         for order in ORDERS:
@@ -163,42 +160,17 @@ def measured(run: RunFolder, objective: str, judge: RunFolder, asked: argparse.N
     return found
 
 
-def kept_bytes(model: build.OpenModel, asked: argparse.Namespace) -> int:
-    """What the backward pass of one batch keeps, parameters left out."""
-    network, parts = model.network.train().requires_grad_(True), model.parts
-    settings = parts.recipe.training
-    for module in network.modules():
-        if hasattr(module, "recomputes"):
-            module.recomputes = settings.activation_checkpointing
-    packed = stages.reopen(model.run, parts, asked.root).packed
-    batch = build.batches(parts, packed).at(0)
-    draws = parts.objective.draw(*batch.tokens[:, 1:].shape, torch.Generator().manual_seed(0))
-    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    seen: dict[int, tuple[int, Tensor]] = {}
-
-    def keep(saved: Tensor) -> Tensor:
-        storage = saved.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes(), saved
-        return saved
-
-    cpu = torch.device("cpu")
-    autocast = precision.autocast(precision.resolve(settings.precision, cpu), cpu)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved), autocast:
-        loss = parts.objective.loss(network, batch, draws)
-    assert loss.total.requires_grad
-    return sum(n_bytes for n_bytes, _ in seen.values())
-
-
 def table(cells: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     """Means over seeds ± their standard deviation; a bound's own error is that of its draws, of one seed."""
     columns = ["objective", "blocks", "parameters", "tokens seen", "bits per byte", "kind, error of the draws"]
     columns += ["exact, left to right", "exact, random order", "texts: perplexity by the judge", "entropy"]
-    columns += ["kept for the backward pass, MiB", "step, ms"]
+    columns += ["kept for the backward pass, MiB", "step, of standard"]
     yield f"| {' | '.join(columns)} |"
     yield "|" + " --- |" * 2 + " ---: |" * 10
     for name, found in cells.items():
         objective, blocks = name.split()
+        standard = [one["step_seconds"] for one in cells[f"{objective} standard"]]
+        slower = [one["step_seconds"] / usual for one, usual in zip(found, standard, strict=True)]
         own = found[0]["own"]
         margin = own["margin_nats"]
         kind = "exact" if margin is None else f"bound ± {margin / math.log(2) / own['n_bytes']:.4f}"
@@ -209,7 +181,7 @@ def table(cells: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
             f"| {spread([one['texts']['judge_perplexity'] for one in found], 0)} "
             f"| {spread([one['texts']['entropy_nats'] for one in found], 2)} "
             f"| {found[0]['kept_bytes'] / 2**20:.0f} "
-            f"| {1e3 * statistics.median(one['step_seconds'] for one in found):.0f} |"
+            f"| {statistics.median(slower):.2f} × |"
         )
 
 

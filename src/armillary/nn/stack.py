@@ -27,3 +27,10 @@ class Stack(nn.ModuleList):
             else:
                 x = block(x, *context, cache.layers[index] if cache is not None else None)
         return x
+
+
+def recompute(network: nn.Module, wanted: bool) -> None:
+    """Whether the stacks of a network compute their activations again in the backward pass."""
+    for module in network.modules():
+        if isinstance(module, Stack):
+            module.recomputes = wanted

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from armillary.contracts import Batch, Loss, Network
-from armillary.nn.stack import Stack
+from armillary.nn.stack import recompute
 from armillary.randomness import key
 from armillary.recipe import Training
 from armillary.records import Step
@@ -59,7 +59,7 @@ def steps(learner: Learner, course: Course, accelerator: Accelerator) -> Iterato
     Raises NonFinite where a step is not finite and `on_non_finite` is "stop", or ten in a row are not.
     """
     settings = course.settings
-    _set_recomputation(learner.network, settings.activation_checkpointing)
+    recompute(learner.network, settings.activation_checkpointing)
     module = _LossModule(learner)
     if settings.compile:
         module.compile(dynamic=False)
@@ -155,9 +155,3 @@ class _LossModule(nn.Module):
 
     def forward(self, batch: Batch, draws: dict[str, Tensor]) -> Loss:
         return self.objective.loss(cast(Network, self.network), batch, draws)
-
-
-def _set_recomputation(network: nn.Module, recomputes: bool) -> None:
-    for module in network.modules():
-        if isinstance(module, Stack):
-            module.recomputes = recomputes
