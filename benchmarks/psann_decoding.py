@@ -1,11 +1,12 @@
 """Decoding at the shape of PSANN-LM's own benchmark, ours and its own package's, side by side.
 
-Usage: python benchmarks/psann_decoding.py FOLDER_OF_PSANN [--rounds 3] [respsann | waveresnet ...]
+Usage: python benchmarks/psann_decoding.py FOLDER_OF_PSANN [--rounds 3] [respsann | waveresnet ...] [batch | alone ...]
 
 FOLDER_OF_PSANN is a checkout of github.com/Nickm1128/psann. Batch 8, prompts of 96 characters, 64 new ones, width 512,
 8 blocks, 8 heads, characters as vocabulary; fp32, greedy, random weights, reading the prompts in the time. "batch" is
 all rows at once with a cache, "alone" one row after the other: ours with the cache, its own without, since it has none
-there. Each is what its users call: our left-to-right engine, its `generate_batch` and `generate`.
+there. Each is what its users call: our left-to-right engine (its steps also compiled, as `sampling.compile` does; what
+that costs once is not counted), its `generate_batch` and `generate`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from decoding_speed import Words
 
 BATCH, PROMPT, NEW = 8, 96, 64
 SHAPE = {"d_model": 512, "n_layers": 8, "n_heads": 8}
-BASES = ("respsann", "waveresnet")
+BASES, MANNERS = ("respsann", "waveresnet"), ("batch", "alone")
+CONTENDERS = ("armillary", "armillary compiled", "psann")
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?-/\\ \n"
 
 
@@ -29,23 +31,23 @@ def main() -> None:
     if arguments[:1] == ["--worker"]:
         folder, name = arguments[1].split("::")
         who, base, manner = name.split("/")
-        if who == "armillary":
-            work(lambda: ours(base, manner == "batch"), KEPT_ALLOCATOR)
-        else:
+        if who == "psann":
             work(lambda: theirs(Path(folder), base, manner == "batch"), SYSTEM_ALLOCATOR)
+        else:
+            work(lambda: ours(base, manner == "batch", "compiled" in who), KEPT_ALLOCATOR)
         return
     folder = arguments[0]
     n_rounds = int(arguments[arguments.index("--rounds") + 1]) if "--rounds" in arguments else 3
     readings: dict[str, Any] = {}
     for base in [base for base in BASES if base in arguments] or BASES:
-        names = [f"{folder}::{who}/{base}/{manner}" for manner in ("batch", "alone") for who in ("armillary", "psann")]
-        found = compete(__file__, names, n_rounds)
-        readings[base] = {name.split("::")[1]: one for name, one in found.items()}
-        show(readings[base], f"armillary/{base}/batch")
+        for manner in [manner for manner in MANNERS if manner in arguments] or MANNERS:
+            found = compete(__file__, [f"{folder}::{who}/{base}/{manner}" for who in CONTENDERS], n_rounds)
+            readings[f"{base} {manner}"] = named = {name.split("::")[1]: one for name, one in found.items()}
+            show(named, f"armillary/{base}/{manner}")
     print(write("psann_decoding", readings, "python benchmarks/psann_decoding.py FOLDER_OF_PSANN"))
 
 
-def ours(base: str, together: bool) -> Iterator[int]:
+def ours(base: str, together: bool, compiled: bool) -> Iterator[int]:
     from armillary.model.network import LanguageNetwork
     from armillary.model.next_token import CachedNextToken
     from armillary.registry import make
@@ -55,7 +57,7 @@ def ours(base: str, together: bool) -> Iterator[int]:
     network = LanguageNetwork(make("backbones", base, SHAPE), words.n_vocab).eval().requires_grad_(False)
     network.embedding.weight[2].zero_()  # eos is never the likeliest
     settings = LeftToRight(temperature=0, max_new_tokens=NEW)
-    view = CachedNextToken(network, n_slots=BATCH if together else 1, capacity=PROMPT + NEW)
+    view = CachedNextToken(network, n_slots=BATCH if together else 1, capacity=PROMPT + NEW, compiled=compiled)
     prompts = [[1, *(4 + LETTERS.index(letter) for letter in text[1:])] for text in _prompts()]
     while True:
         found = settings.generate(view, prompts, [0] * BATCH, words)

@@ -52,7 +52,7 @@ def contest_table(results: dict[str, Any]) -> str:
 
 def peer_table(results: dict[str, Any]) -> str:
     """A row a contender of a contest whose names are WHO/WHAT/MANNER; ours is told beside each of the same manner."""
-    lines = ["| what | who | tokens/s | range | ours is | peak GiB |", "| --- | --- | ---: | ---: | --- | ---: |"]
+    lines = ["| what | who | tokens/s | range | armillary is | peak GiB |", "| --- | --- | ---: | ---: | --- | ---: |"]
     for found in results["readings"].values():
         for name, one in found.items():
             who, *what = name.split("/")

@@ -3,9 +3,9 @@
 Usage: python studies/activations/run.py FOLDER_OF_WIKITEXT_2 ROOT [STEPS] [JOBS]
 
 For each activation the learning rate is searched by factors of two, with seed 1, on validation, until the best one has
-a worse one on both sides; then seeds 2, 3 and 4 are trained with it and measured on the test split. What is there
-already is not done again. Writes results.json beside this file and prints docs/activations.md's table. JOBS runs at a
-time, each on one core; so no time in it means anything.
+a worse one on both sides; then seeds 2, 3 and 4 are trained with it and measured on the test split. Each measurement is
+a file of results/, and what is there is not done again. Prints docs/activations.md's tables. JOBS runs at a time, each
+on one core; so no time in it means anything.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from armillary.system import describe
-
 HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 ARMILLARY = (sys.executable, "-m", "armillary")
 ACTIVATIONS = ("sine", "gelu", "relu2", "swiglu")
 FIRST_RATES = (1e-3, 2e-3, 4e-3)
@@ -38,7 +37,7 @@ class Study:
     def measured(self, activation: str, rate: float, seed: int, split: str) -> dict[str, Any]:
         """A run, trained if it is not there, and its likelihood."""
         name = f"{activation}-{rate:g}-{seed}"
-        path = self.root / f"{name}-{split}.json"
+        path = RESULTS / f"{self.steps}-{name}-{split}.json"
         if not path.is_file():
             settings = {
                 "model.backbone.activation": activation,
@@ -54,7 +53,8 @@ class Study:
             (one,) = json.loads(found)
             facts = json.loads((self.root / "runs" / name / "run.json").read_text())
             one |= {"parameters": facts["parameters"], "rate": rate, "seed": seed}
-            path.write_text(json.dumps(one))
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(one) + "\n")
             print(f"{name} {split}: {one['bits_per_byte']:.4f}", file=sys.stderr, flush=True)
         return json.loads(path.read_text())
 
@@ -64,7 +64,7 @@ class Study:
         wanted = list(FIRST_RATES)
         while wanted:
             found |= {rate: self.measured(activation, rate, 1, "validation")["bits_per_byte"] for rate in wanted}
-            best = min(found, key=lambda rate: (math.isnan(found[rate]), found[rate]))
+            best = best_of(found)
             wanted = [rate for rate in (best / 2, best * 2) if rate not in found]
         return dict(sorted(found.items()))
 
@@ -84,34 +84,32 @@ def main() -> None:
     with ThreadPoolExecutor(jobs) as pool:
         study.measured("sine", FIRST_RATES[0], 1, "validation")  # makes the corpus and the tokenizer, once
         searched = dict(zip(ACTIVATIONS, pool.map(study.searched, ACTIVATIONS), strict=True))
-        best = {activation: min(found, key=lambda rate: found[rate]) for activation, found in searched.items()}
+        best = {activation: best_of(found) for activation, found in searched.items()}
         asked = [(activation, best[activation], seed, "test") for activation in ACTIVATIONS for seed in SEEDS]
         tested = list(pool.map(lambda one: study.measured(*one), asked))
-    rows = []
+    rates = sorted({rate for found in searched.values() for rate in found})
+    print(f"| activation | {' | '.join(f'{rate:g}' for rate in rates)} |\n| --- |" + " ---: |" * len(rates))
+    for activation, found in searched.items():
+        cells = (f"{found[rate]:.3f}" if rate in found else "" for rate in rates)
+        print(f"| {activation} | {' | '.join(cells)} |")
+    print("\n| activation | parameters | learning rate | bits per byte, mean of three seeds | each | more than sine |")
+    print("| --- |" + " ---: |" * 5)
+    sine = [one["bits_per_byte"] for one in tested[: len(SEEDS)]]
     for index, activation in enumerate(ACTIVATIONS):
         own = tested[index * len(SEEDS) : (index + 1) * len(SEEDS)]
-        rows.append(
-            {
-                "activation": activation,
-                "parameters": own[0]["parameters"],
-                "validation": {f"{rate:g}": bits for rate, bits in searched[activation].items()},
-                "learning_rate": best[activation],
-                "test": [one["bits_per_byte"] for one in own],
-            }
-        )
-    results = {"steps": steps, "seeds": SEEDS, "machine": describe(), "rows": rows}
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    print("| activation | parameters | learning rate | bits per byte, mean of three seeds | each | more than sine |")
-    print("| --- |" + " ---: |" * 5)
-    for row in rows:
-        each = ", ".join(f"{bits:.4f}" for bits in row["test"])
-        more = [mine - sine for mine, sine in zip(row["test"], rows[0]["test"], strict=True)]
+        bits = [one["bits_per_byte"] for one in own]
+        more = [mine - usual for mine, usual in zip(bits, sine, strict=True)]
         error = statistics.stdev(more) / math.sqrt(len(more))
         difference = f"{statistics.mean(more):+.4f} ± {error:.4f}" if any(more) else ""
         print(
-            f"| {row['activation']} | {row['parameters']:,} | {row['learning_rate']:g} "
-            f"| {statistics.mean(row['test']):.4f} | {each} | {difference} |"
+            f"| {activation} | {own[0]['parameters']:,} | {best[activation]:g} | {statistics.mean(bits):.4f} "
+            f"| {', '.join(f'{one:.4f}' for one in bits)} | {difference} |"
         )
+
+
+def best_of(found: dict[float, float]) -> float:
+    """The learning rate of the fewest bits; a run that diverged is none."""
+    return min(found, key=lambda rate: (math.isnan(found[rate]), found[rate]))
 
 
 if __name__ == "__main__":

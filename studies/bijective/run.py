@@ -102,6 +102,7 @@ def recipe(name: str, objective: str, backbone: str, seed: int, asked: argparse.
             "validation_rows": 64,
             "checkpoint_every": asked.steps,
             "keep_checkpoints": 1,
+            "precision": "fp32",  # the same on every machine
         },
         "evaluation": {"window": 128, "stride": 64, "batch_rows": 32},
     }
