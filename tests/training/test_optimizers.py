@@ -8,6 +8,7 @@ from torch import nn
 
 from armillary import registry
 from armillary.refusal import Refusal
+from armillary.training import precision
 from armillary.training.optimizers.muon import is_hidden_matrix
 
 KINDS = ["adamw", "muon"]
@@ -175,6 +176,25 @@ def test_muon_takes_the_hidden_matrices_and_makes_them_orthogonal():
     assert spectrum.min() > 0.5 and spectrum.max() < 1.3  # five rounds of Newton–Schulz come that near to 1
     u, _, v = torch.linalg.svd(gradient, full_matrices=False)
     assert torch.linalg.matrix_norm(u @ v - update, 2) < 0.5  # towards the polar factor, not any orthogonal matrix
+
+
+@pytest.mark.parametrize("fields", [{}, {"nesterov": False, "adjust": "original", "momentum": 0.5, "ns_steps": 3}])
+def test_where_there_is_no_bf16_muon_is_torchs_in_fp32(fields, monkeypatch):
+    """Torch casts to bf16 in one place; with that cast undone the two are one function."""
+    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
+    ours, theirs = Small(), Small()
+    optimizer = made("muon", ours, learning_rate=3e-2, weight_decay=0.2, **fields)
+    assert [type(one).__name__ for one in optimizer._optimizers] == ["Fp32Muon", "AdamW"]
+    train(ours, optimizer, 6)
+    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
+    reference = made("muon", theirs, learning_rate=3e-2, weight_decay=0.2, **fields)
+    assert [type(one).__name__ for one in reference._optimizers] == ["Muon", "AdamW"]
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+    train(theirs, reference, 6)
+    moved = (ours.up.weight - Small().up.weight).abs().max()
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), atol=1e-5 * float(moved.detach()), rtol=1e-5)
+    for name, value in optimizer.state_tensors().items():
+        torch.testing.assert_close(value, reference.state_tensors()[name], atol=1e-6, rtol=1e-5)
 
 
 def test_muon_original_scale():

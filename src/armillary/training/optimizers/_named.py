@@ -79,7 +79,7 @@ class Optimizers:
         out = {}
         for optimizer, p in self._parameters():
             state = optimizer.state.get(p, {})
-            for key in STATE_OF[type(optimizer)]:
+            for key in _kept(optimizer):
                 out[f"{self._names[p]}.{key}"] = state[key] if key in state else _zeros(p, key)
         return out
 
@@ -99,11 +99,15 @@ class Optimizers:
             raise Refusal(f"optimizer state: '{extra[0]}' belongs to no parameter; {nearest(extra[0], expected)}")
         for optimizer, p in self._parameters():
             optimizer.state[p] = {
-                key: _zeros(p, key).copy_(tensors[f"{self._names[p]}.{key}"]) for key in STATE_OF[type(optimizer)]
+                key: _zeros(p, key).copy_(tensors[f"{self._names[p]}.{key}"]) for key in _kept(optimizer)
             }
 
     def _parameters(self) -> list[tuple[torch.optim.Optimizer, nn.Parameter]]:
         return [(o, p) for o in self._optimizers for group in o.param_groups for p in group["params"]]
+
+
+def _kept(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    return next(keys for kind, keys in STATE_OF.items() if isinstance(optimizer, kind))
 
 
 def _zeros(p: nn.Parameter, key: str) -> Tensor:
