@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from contest import KEPT_ALLOCATOR, compete, show, work, write
 
+from armillary.training import precision
+
 N_VOCAB, WINDOW, ROWS = 8_192, 128, 32
 STEPS_A_ROUND = 2
 WARM_UP = 2
@@ -46,8 +48,9 @@ def main() -> None:
     readings: dict[str, Any] = {}
     for mode in [mode for mode in MODES if mode in arguments] or MODES:
         names = [f"{backbone}/{mode}" for backbone in SHAPES]
-        readings[mode] = compete(__file__, names, n_rounds)
-        show(readings[mode], f"llama/{mode}")
+        group = f"{mode} {precision.resolve('auto', torch.device('cpu'))}"
+        readings[group] = compete(__file__, names, n_rounds)
+        show(readings[group], f"llama/{mode}")
     print(write("backbone_speed", readings, "python benchmarks/backbone_speed.py"))
 
 
@@ -62,7 +65,7 @@ def contender(backbone: str, compiled: bool) -> Iterator[int]:
     from armillary import recipe
     from armillary.assemble import build, parts
     from armillary.contracts import Batch
-    from armillary.training import distribution, precision
+    from armillary.training import distribution
     from armillary.training.loop import Course, steps
 
     fields = ", ".join(f"{key}: {value}" for key, value in SHAPES[backbone].items())

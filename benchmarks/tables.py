@@ -30,7 +30,9 @@ def main() -> None:
 def filled(page: str, tables: dict[str, str]) -> str:
     """The page with each table between `<!-- NAME -->` and `<!-- end -->`."""
     for name, table in tables.items():
-        page = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, t=table: m[1] + t + m[2], page, flags=re.S)
+        place = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
+        page, n_places = re.subn(place, lambda m, t=table: m[1] + t + m[2], page, flags=re.S)
+        assert n_places == 1, f"{PAGE} has {n_places} places for the table {name}"
     return page
 
 
@@ -65,6 +67,17 @@ def peer_table(results: dict[str, Any]) -> str:
     return _with_machine(lines, results)
 
 
+def cache_table(results: dict[str, Any]) -> str:
+    """metrics.json of the bench kv-cache, with its system.json as the machine."""
+    lines = ["| backbone | what | tokens/s or times | range |", "| --- | --- | ---: | --- |"]
+    for base, found in results["bases"].items():
+        for what, one in found["tokens_per_second"].items():
+            lines.append(f"| {base} | {what} | {one['median']:,.0f} | {one['low']:,.0f}–{one['high']:,.0f} |")
+        for what, one in found["gains"].items():
+            lines.append(f"| {base} | gain: {what} | {one['median']:.1f} × | {one['low']:.1f}–{one['high']:.1f} |")
+    return _with_machine(lines, results)
+
+
 def sine_table(results: dict[str, Any]) -> str:
     lines = ["| activation | hidden tensors kept | ms | of GELU |", "| --- | ---: | ---: | --- |"]
     for precision, found in results["readings"].items():
@@ -87,14 +100,14 @@ def pieces_table(results: dict[str, Any]) -> str:
 
 def backbones_table(results: dict[str, Any]) -> str:
     lines = ["| backbone | tokens/s | range | of llama | peak GiB |", "| --- | ---: | ---: | --- | ---: |"]
-    for found in results["readings"].values():
+    for group, found in results["readings"].items():
         llama = next(iter(found.values()))["tokens_per_second"]
         for name, one in found.items():
             speeds = one["tokens_per_second"]
             times = "" if speeds is llama else "{:.2f} × ({:.2f}–{:.2f})".format(*ratios(speeds, llama))
             middle, low, high = statistics.median(speeds), min(speeds), max(speeds)
             lines.append(
-                f"| {name.replace('/', ' ')} | {middle:,.0f} | {low:,.0f}–{high:,.0f} | {times} "
+                f"| {name.split('/')[0]}, {group} | {middle:,.0f} | {low:,.0f}–{high:,.0f} | {times} "
                 f"| {one['peak_bytes'] / 2**30:.1f} |"
             )
     return _with_machine(lines, results)
@@ -132,6 +145,7 @@ TABLES = {
     "reversible_memory_cpu_fp32": reversible_table,
     "decoding_speed": contest_table,
     "psann_decoding": peer_table,
+    "kv_cache": cache_table,
 }
 
 if __name__ == "__main__":

@@ -44,10 +44,13 @@ def diagnose(root: Path) -> dict[str, Any]:
     }
 
 
-def bf16_on_cpu() -> bool:
-    """Whether the processor multiplies in bf16 by itself: AVX-512 or AMX has it, AVX2 emulates it."""
+def bf16_on_cpu() -> bool | None:
+    """Whether the processor multiplies in bf16 by itself: AVX-512 or AMX may have it, AVX2 emulates it. None: it is
+    none of theirs, and not known."""
     import torch
 
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return None
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

@@ -20,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from armillary.run_folder import write_json
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 ARMILLARY = (sys.executable, "-m", "armillary")
@@ -33,11 +35,14 @@ class Study:
         self.root, self.steps = root, steps
         if not (root / "articles").is_dir():
             call(sys.executable, HERE.parent / "objectives" / "articles.py", data, root / "articles")
+        call(
+            *ARMILLARY, "pack", HERE / "shape.yaml", "--data", root / "articles", "--root", root
+        )  # before jobs want it
 
     def measured(self, activation: str, rate: float, seed: int, split: str) -> dict[str, Any]:
         """A run, trained if it is not there, and its likelihood."""
-        name = f"{activation}-{rate:g}-{seed}"
-        path = RESULTS / f"{self.steps}-{name}-{split}.json"
+        name = f"{activation}-{rate:g}-{seed}-of-{self.steps}"
+        path = RESULTS / f"{name}-{split}.json"
         if not path.is_file():
             settings = {
                 "model.backbone.activation": activation,
@@ -53,14 +58,14 @@ class Study:
             (one,) = json.loads(found)
             facts = json.loads((self.root / "runs" / name / "run.json").read_text())
             one |= {"parameters": facts["parameters"], "rate": rate, "seed": seed}
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(one) + "\n")
-            print(f"{name} {split}: {one['bits_per_byte']:.4f}", file=sys.stderr, flush=True)
+            RESULTS.mkdir(exist_ok=True)
+            write_json(path, one)
+            print(f"{name} {split}: {one['bits_per_byte']}", file=sys.stderr, flush=True)
         return json.loads(path.read_text())
 
-    def searched(self, activation: str) -> dict[float, float]:
+    def searched(self, activation: str) -> dict[float, float | None]:
         """Learning rate → validation bits per byte; the best has neighbours on both sides."""
-        found: dict[float, float] = {}
+        found: dict[float, float | None] = {}
         wanted = list(FIRST_RATES)
         while wanted:
             found |= {rate: self.measured(activation, rate, 1, "validation")["bits_per_byte"] for rate in wanted}
@@ -82,7 +87,6 @@ def main() -> None:
     steps, jobs = (int(word) for word in (*sys.argv[3:], *("400", "2")[len(sys.argv) - 3 :]))
     study = Study(data, root, steps)
     with ThreadPoolExecutor(jobs) as pool:
-        study.measured("sine", FIRST_RATES[0], 1, "validation")  # makes the corpus and the tokenizer, once
         searched = dict(zip(ACTIVATIONS, pool.map(study.searched, ACTIVATIONS), strict=True))
         best = {activation: best_of(found) for activation, found in searched.items()}
         asked = [(activation, best[activation], seed, "test") for activation in ACTIVATIONS for seed in SEEDS]
@@ -90,7 +94,7 @@ def main() -> None:
     rates = sorted({rate for found in searched.values() for rate in found})
     print(f"| activation | {' | '.join(f'{rate:g}' for rate in rates)} |\n| --- |" + " ---: |" * len(rates))
     for activation, found in searched.items():
-        cells = (f"{found[rate]:.3f}" if rate in found else "" for rate in rates)
+        cells = ("" if found.get(rate) is None else f"{found[rate]:.3f}" for rate in rates)
         print(f"| {activation} | {' | '.join(cells)} |")
     print("\n| activation | parameters | learning rate | bits per byte, mean of three seeds | each | more than sine |")
     print("| --- |" + " ---: |" * 5)
@@ -107,9 +111,9 @@ def main() -> None:
         )
 
 
-def best_of(found: dict[float, float]) -> float:
-    """The learning rate of the fewest bits; a run that diverged is none."""
-    return min(found, key=lambda rate: (math.isnan(found[rate]), found[rate]))
+def best_of(found: dict[float, float | None]) -> float:
+    """The learning rate of the fewest bits; a run that diverged has none."""
+    return min(found, key=lambda rate: math.inf if found[rate] is None else found[rate])
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@ called a likelihood, on random tokens.
 
 Usage: python studies/bijective/run.py FOLDER_OF_WIKITEXT_2 ROOT [--steps 400] [--seeds 0,1,2] [--width 128]
 
-Every run and every measurement is kept under ROOT: started again, this goes on where it stopped. With the defaults it
-takes about fifty minutes of two laptop cores. It leaves ROOT/bijective.json, and prints the page ROOT/bijective.md.
+A document is an article, as in studies/objectives, so that texts and what they are held against are as long. Every run
+and every measurement is kept under ROOT: started again, this goes on where it stopped. It leaves ROOT/bijective.json,
+and prints the page ROOT/bijective.md.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import argparse
 import dataclasses
 import math
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +69,15 @@ def main() -> None:
     print(page)
 
 
+def articles(asked: argparse.Namespace) -> Path:
+    """WikiText-2 with a file an article, made once."""
+    folder = asked.root / "articles"
+    if not folder.is_dir():
+        program = Path(__file__).parents[1] / "objectives" / "articles.py"
+        subprocess.run([sys.executable, program, asked.data, folder], check=True)
+    return folder
+
+
 def kept(path: Path, make: Any) -> Any:
     """What was measured already, or is now."""
     if not path.is_file():
@@ -87,7 +99,7 @@ def recipe(name: str, objective: str, backbone: str, seed: int, asked: argparse.
     return {
         "name": name,
         "seed": seed,
-        "corpora": {"wikitext-2": {"source": {"name": "wikitext2"}}},
+        "corpora": {"articles": {"source": {"name": "files", "path": str(articles(asked))}}},
         "tokenizer": {"name": "bpe", "vocabulary": 4096, "min_frequency": 2},
         "packing": {"window": 128},
         "model": {"backbone": {**BACKBONES[backbone], "d_model": asked.width, "n_layers": 4, "n_heads": 4}},
@@ -102,7 +114,7 @@ def recipe(name: str, objective: str, backbone: str, seed: int, asked: argparse.
             "validation_rows": 64,
             "checkpoint_every": asked.steps,
             "keep_checkpoints": 1,
-            "precision": "fp32",  # the same on every machine
+            "precision": "fp32",  # whatever the processor; Muon's own products are in bf16 where it has that
         },
         "evaluation": {"window": 128, "stride": 64, "batch_rows": 32},
     }
@@ -122,7 +134,7 @@ def trained(name: str, raw: dict[str, Any], asked: argparse.Namespace) -> RunFol
     write_text(path, yaml.safe_dump(raw))
     run = RunFolder(asked.root / "runs" / name)
     if run.facts().get("state") != "finished":
-        request = training.Request(str(path), [], data=asked.data, resumes=True, root=asked.root)
+        request = training.Request(str(path), [], data=articles(asked), resumes=True, root=asked.root)
         for _ in training.start(training.check(request), lambda line: print(line, flush=True)).happenings():
             pass
         if run.facts().get("state") != "finished":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(params=[False, True])
 def has_bf16(request, monkeypatch) -> bool:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: request.param)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return request.param
@@ -34,11 +37,23 @@ def test_the_arithmetic_is_what_the_hardware_has(has_bf16, monkeypatch):
         assert precision.resolve("fp32", CPU) == "fp32"
 
 
-def test_a_run_says_that_it_was_not_trained_as_asked(has_bf16, small_recipe, tmp_path):
-    changes = ["training.precision=bf16", "training.steps=2", "training.validate_every=2", "training.schedule.warmup=0"]
+def test_where_it_is_not_known_bf16_is_taken_only_when_asked_for(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    for device in (CPU, torch.device("mps")):
+        assert precision.resolve("auto", device) == "fp32" and precision.resolve("bf16", device) == "bf16"
+
+
+@pytest.mark.parametrize("by", ["recipe", "launcher"])
+def test_a_run_says_that_it_was_not_trained_as_asked(by, has_bf16, small_recipe, tmp_path, monkeypatch):
+    changes = ["training.steps=2", "training.validate_every=2", "training.schedule.warmup=0"]
+    if by == "recipe":
+        changes.append("training.precision=bf16")
+    else:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     request = training.Request(str(small_recipe), changes, name="run", root=tmp_path)
     started = training.start(training.check(request), lambda line: None)
     notes = [h for h in started.happenings() if isinstance(h, Note)]
-    assert [note.event for note in notes] == ([] if has_bf16 else ["precision_changed"])
+    assert [note.event for note in notes] == ([] if has_bf16 else ["precision_replaced"])
     assert all("no bf16 of its own" in note.detail for note in notes)
     assert started.run.facts()["system"]["precision"] == ("bf16" if has_bf16 else "fp32")

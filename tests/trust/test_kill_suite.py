@@ -36,7 +36,7 @@ class Variant:
 
 VARIANTS = {
     "fp32": Variant(15),
-    "bf16": Variant(12, ["training.precision=bf16", "training.ema=null"]),
+    "bf16": Variant(12, ["training.precision=bf16", "training.ema=null"]),  # in fp32 where the processor has no bf16
     "muon": Variant(11, ["training.optimizer={name: muon}", "packing.isolate_documents=true"]),
     "compiled": Variant(5, ["training.compile=true"]),
     "two ranks": Variant(7, n_ranks=2),

@@ -95,9 +95,9 @@ class TrainingRun:
         with contextlib.ExitStack() as stack:
             self._lock(stack)
             notes = self._begin(learner, course, command)
-            if self.settings.precision not in ("auto", course.arithmetic):
-                detail = f"{device.type} has no {self.settings.precision} of its own; trained in {course.arithmetic}"
-                notes.append(self._note(learner.step, "precision_changed", detail))
+            if (wanted := precision.wanted(self.settings.precision)) not in ("auto", course.arithmetic):
+                detail = f"{device.type} has no {wanted} of its own; trained in {course.arithmetic}"
+                notes.append(self._note(learner.step, "precision_replaced", detail))
             wish = stack.enter_context(wishes())
             stack.enter_context(precision.deterministic(self.settings.deterministic))
             yield from notes

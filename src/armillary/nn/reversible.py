@@ -140,10 +140,10 @@ class _Forgetful(torch.autograd.Function):
         d_learnt: list[Tensor | None] = []
         for index in reversed(range(len(plan.steps))):
             k = index % 2
-            with _replayed(ctx.states[index], streams[k]):
+            with _replayed(ctx.states[index], streams[k]), saved_tensors_hooks(_same, _same):
                 by, leaves = plan.change(index, streams[1 - k], c)
             x = uncouple(streams[k], _detached(by)).requires_grad_()
-            with torch.enable_grad():
+            with torch.enable_grad(), saved_tensors_hooks(_same, _same):
                 ends = [(couple(x, by), d[k])] + ([(by[0], _spread(d_total, by[0]))] if by[0] is not None else [])
             outputs, given = zip(*ends, strict=True)
             found = torch.autograd.grad(outputs, [x, *leaves, *plan.parameters[index]], given, allow_unused=True)

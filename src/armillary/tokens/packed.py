@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,9 @@ class PackedSplit:
     def n_rows(self) -> int:
         return len(self.row_starts)
 
-    @cached_property
+    @property
     def document_starts(self) -> np.ndarray:
-        return np.ascontiguousarray(self.documents[:, 0])  # which a search would copy at every batch
+        return self.documents[:, 0]
 
     @property
     def document_bytes(self) -> np.ndarray:

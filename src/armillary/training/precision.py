@@ -16,23 +16,29 @@ import torch
 from armillary.system import bf16_on_cpu
 
 Arithmetic = Literal["fp32", "bf16", "fp16"]
+Asked = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-def resolve(asked: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Arithmetic:
-    """auto: what `accelerate launch --mixed_precision` said, else bf16 (fp32 on mps). fp32 in place of a bf16 that the
-    hardware does not have: emulated, it took fifty times as long on a CPU with AVX2."""
-    if asked == "auto":
-        launched: dict[str, Arithmetic] = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
-        usual: Arithmetic = "fp32" if device.type == "mps" else "bf16"
-        asked = launched.get(os.environ.get("ACCELERATE_MIXED_PRECISION", ""), usual)
-    return "fp32" if asked == "bf16" and not has_bf16(device) else asked
+def wanted(asked: Asked) -> Asked:
+    """auto: what `accelerate launch --mixed_precision` said, if anything."""
+    launched: dict[str, Asked] = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
+    return launched.get(os.environ.get("ACCELERATE_MIXED_PRECISION", ""), "auto") if asked == "auto" else asked
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Whether it multiplies in bf16 by itself."""
+def resolve(asked: Asked, device: torch.device) -> Arithmetic:
+    """What is wanted; auto: bf16 where the hardware is known to have it, else fp32. fp32 in place of a bf16 that the
+    hardware does not have: emulated, a product of matrices took fifty times as long on a CPU with AVX2."""
+    found, has = wanted(asked), has_bf16(device)
+    if found == "auto":
+        return "bf16" if has else "fp32"
+    return "fp32" if found == "bf16" and has is False else found
+
+
+def has_bf16(device: torch.device) -> bool | None:
+    """Whether it multiplies in bf16 by itself; None: not known."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type != "cpu" or bf16_on_cpu()
+    return bf16_on_cpu() if device.type == "cpu" else None
 
 
 def autocast(arithmetic: Arithmetic, device: torch.device) -> AbstractContextManager[object]:
