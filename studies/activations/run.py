@@ -35,9 +35,8 @@ class Study:
         self.root, self.steps = root, steps
         if not (root / "articles").is_dir():
             call(sys.executable, HERE.parent / "objectives" / "articles.py", data, root / "articles")
-        call(
-            *ARMILLARY, "pack", HERE / "shape.yaml", "--data", root / "articles", "--root", root
-        )  # before jobs want it
+        # Before several jobs want it at once.
+        call(*ARMILLARY, "pack", HERE / "shape.yaml", "--data", root / "articles", "--root", root)
 
     def measured(self, activation: str, rate: float, seed: int, split: str) -> dict[str, Any]:
         """A run, trained if it is not there, and its likelihood."""

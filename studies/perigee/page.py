@@ -38,17 +38,19 @@ def per_token(result: dict[str, Any]) -> float:
 
 
 def table(root: Path, results: dict[str, list[dict[str, Any]]]) -> None:
-    columns = "parameters | steps | tokens | minutes | training loss, first and last | nats per token | error | unigram"
-    print(f"| recipe | {columns} |\n| --- |" + " ---: |" * 8)
+    columns = ["parameters", "steps", "tokens", "minutes", "training loss, first and last logged", "nats per token"]
+    columns += ["standard error", "unigram", "5-gram"]
+    print(f"| recipe | {' | '.join(columns)} |\n| --- |" + " ---: |" * len(columns))
     for name, (own, *beside) in results.items():
         run = RunFolder(root / "runs" / name)
         facts, train = run.facts(), run.metrics("train")
         bound = "" if own["kind"] == "exact" else "≤ "
-        unigram = [f"{per_token(one):.3f}" for one in beside if one["name"] == "unigram"]
+        counted = {one["name"]: f"{per_token(one):.3f}" for one in beside}
         print(
             f"| `{name}` | {facts['parameters']:,} | {train[-1]['step']:,} | {train[-1]['n_tokens']:,} "
             f"| {facts['training_seconds'] / 60:.1f} | {train[0]['loss']:.2f}, {train[-1]['loss']:.2f} "
-            f"| {bound}{per_token(own):.3f} | {own['stderr_nats'] / own['n_tokens']:.3f} | {''.join(unigram)} |"
+            f"| {bound}{per_token(own):.3f} | {own['stderr_nats'] / own['n_tokens']:.3f} "
+            f"| {counted['unigram']} | {counted['kneser-ney-5']} |"
         )
 
 
