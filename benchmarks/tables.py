@@ -53,13 +53,14 @@ def contest_table(results: dict[str, Any]) -> str:
 
 
 def peer_table(results: dict[str, Any]) -> str:
-    """A row a contender of a contest whose names are WHO/WHAT/MANNER; ours is told beside each of the same manner."""
-    lines = ["| what | who | tokens/s | range | armillary is | peak GiB |", "| --- | --- | ---: | ---: | --- | ---: |"]
+    """A row a contender of a contest whose names are WHO/BACKBONE/MANNER, beside the peer, who comes last."""
+    lines = ["| what | who | tokens/s | range | of psann | peak GiB |", "| --- | --- | ---: | ---: | --- | ---: |"]
     for found in results["readings"].values():
+        peer = list(found.values())[-1]["tokens_per_second"]
         for name, one in found.items():
             who, *what = name.split("/")
-            speeds, ours = one["tokens_per_second"], found["/".join(["armillary", *what])]["tokens_per_second"]
-            times = "" if speeds is ours else "{:.2f} × ({:.2f}–{:.2f})".format(*ratios(ours, speeds))
+            speeds = one["tokens_per_second"]
+            times = "" if speeds is peer else "{:.2f} × ({:.2f}–{:.2f})".format(*ratios(speeds, peer))
             lines.append(
                 f"| {', '.join(what)} | {who} | {statistics.median(speeds):,.0f} "
                 f"| {min(speeds):,.0f}–{max(speeds):,.0f} | {times} | {one['peak_bytes'] / 2**30:.1f} |"

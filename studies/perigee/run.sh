@@ -26,7 +26,7 @@ study() { # NAME, options of a new run; its references are those of the same tok
   mv "$root/part" "$root/$name.json"
 }
 
-study perigee-smoke
+study perigee-smoke --set training.log_every=1
 study perigee
 study perigee-long --minutes "$minutes"
 study perigee-long-transformer --steps "$(steps perigee-long)"
