@@ -6,7 +6,6 @@ Usage: python studies/perigee/page.py ROOT    (prints Markdown; writes docs/pict
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def curves(root: Path, unigram: float) -> None:
         axes.plot([r["step"] for r in seen], [r["loss"] for r in seen], color=line.get_color(), alpha=0.3, lw=0.8)
     axes.axhline(unigram, color="0.4", lw=0.8, ls="--")
     axes.annotate("single words (unigram)", (axes.get_xlim()[1], unigram), ha="right", va="bottom", color="0.4")
-    axes.set(xlabel="step", ylabel="nats per token, a bound", ylim=(math.floor(unigram - 2), 8.5))
+    axes.set(xlabel="step", ylabel="nats per token, a bound", ylim=(unigram - 2, unigram + 1.5))
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(PICTURE, bbox_inches="tight", metadata={"Date": None})

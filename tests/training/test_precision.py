@@ -47,9 +47,8 @@ def test_where_it_is_not_known_bf16_is_taken_only_when_asked_for(monkeypatch):
 @pytest.mark.parametrize("by", ["recipe", "launcher"])
 def test_a_run_says_that_it_was_not_trained_as_asked(by, has_bf16, small_recipe, tmp_path, monkeypatch):
     changes = ["training.steps=2", "training.validate_every=2", "training.schedule.warmup=0"]
-    if by == "recipe":
-        changes.append("training.precision=bf16")
-    else:
+    changes.append(f"training.precision={'bf16' if by == 'recipe' else 'auto'}")
+    if by == "launcher":
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     request = training.Request(str(small_recipe), changes, name="run", root=tmp_path)
     started = training.start(training.check(request), lambda line: None)
