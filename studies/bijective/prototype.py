@@ -2,7 +2,8 @@
 a categorical log-probability. On random tokens, beside the denoising loss alone.
 
 The determinant of a continuous map says nothing of tokens: no density is changed by it, and summed over all texts such
-"probabilities" are not 1. It can be driven down for ever, and the only honest judge is the bound on held-out tokens.
+"probabilities" are not 1. It can be driven down as far as the scales can go, and the only honest judge is the bound on
+held-out tokens.
 """
 
 from __future__ import annotations
