@@ -44,10 +44,10 @@ def contest_table(results: dict[str, Any]) -> str:
         for name, one in found.items():
             speeds = one["tokens_per_second"]
             who, *what, allocator = name.split("/")
-            times = "" if speeds is ours else "{:.2f} × ({:.2f}–{:.2f})".format(*ratios(ours, speeds))
+            times = _times(ours, speeds)
             lines.append(
-                f"| {' '.join(what)} | {who} | {ALLOCATORS[allocator]} | {statistics.median(speeds):,.0f} "
-                f"| {min(speeds):,.0f}–{max(speeds):,.0f} | {times} | {one['peak_bytes'] / 2**30:.1f} |"
+                f"| {' '.join(what)} | {who} | {ALLOCATORS[allocator]} | {_speed(speeds)} "
+                f"| {times} | {one['peak_bytes'] / 2**30:.1f} |"
             )
     return _with_machine(lines, results)
 
@@ -60,10 +60,9 @@ def peer_table(results: dict[str, Any]) -> str:
         for name, one in found.items():
             who, *what = name.split("/")
             speeds = one["tokens_per_second"]
-            times = "" if speeds is peer else "{:.2f} × ({:.2f}–{:.2f})".format(*ratios(speeds, peer))
+            times = _times(speeds, peer)
             lines.append(
-                f"| {', '.join(what)} | {who} | {statistics.median(speeds):,.0f} "
-                f"| {min(speeds):,.0f}–{max(speeds):,.0f} | {times} | {one['peak_bytes'] / 2**30:.1f} |"
+                f"| {', '.join(what)} | {who} | {_speed(speeds)} | {times} | {one['peak_bytes'] / 2**30:.1f} |"
             )
     return _with_machine(lines, results)
 
@@ -84,7 +83,7 @@ def sine_table(results: dict[str, Any]) -> str:
     for precision, found in results["readings"].items():
         for name, one in found.items():
             seconds, gelu = one["seconds"], found["gelu"]["seconds"]
-            times = "" if seconds is gelu else "{:.2f} × ({:.2f}–{:.2f})".format(*ratios(seconds, gelu))
+            times = _times(seconds, gelu)
             milliseconds = 1e3 * statistics.median(seconds)
             lines.append(f"| {name}, {precision} | {one['hidden_tensors']:.2f} | {milliseconds:.0f} | {times} |")
     return _with_machine(lines, results)
@@ -94,7 +93,7 @@ def pieces_table(results: dict[str, Any]) -> str:
     lines = ["| piece | ours, ms | torch, ms | ours is |", "| --- | ---: | ---: | --- |"]
     for name, found in results["readings"].items():
         ours, theirs = ([1e3 * s for s in found[who]] for who in ("armillary", "torch"))
-        times = "{:.2f} × ({:.2f}–{:.2f})".format(*ratios(theirs, ours))
+        times = _times(theirs, ours)
         lines.append(f"| {name} | {statistics.median(ours):.1f} | {statistics.median(theirs):.1f} | {times} |")
     return _with_machine(lines, results)
 
@@ -105,11 +104,9 @@ def backbones_table(results: dict[str, Any]) -> str:
         llama = next(iter(found.values()))["tokens_per_second"]
         for name, one in found.items():
             speeds = one["tokens_per_second"]
-            times = "" if speeds is llama else "{:.2f} × ({:.2f}–{:.2f})".format(*ratios(speeds, llama))
-            middle, low, high = statistics.median(speeds), min(speeds), max(speeds)
+            times = _times(speeds, llama)
             lines.append(
-                f"| {name.split('/')[0]}, {group} | {middle:,.0f} | {low:,.0f}–{high:,.0f} | {times} "
-                f"| {one['peak_bytes'] / 2**30:.1f} |"
+                f"| {name.split('/')[0]}, {group} | {_speed(speeds)} | {times} | {one['peak_bytes'] / 2**30:.1f} |"
             )
     return _with_machine(lines, results)
 
@@ -120,7 +117,7 @@ def reversible_table(results: dict[str, Any]) -> str:
         ordinary = found["ordinary"]["seconds"]
         for manner, one in found.items():
             seconds = one["seconds"]
-            times = "" if seconds is ordinary else "{:.2f} × ({:.2f}–{:.2f})".format(*ratios(seconds, ordinary))
+            times = _times(seconds, ordinary)
             kept, step = one["kept_bytes"] / 2**20, 1e3 * statistics.median(seconds)
             lines.append(f"| {depth} | {manner} | {kept:,.1f} | {step:,.0f} | {times} |")
     lines += ["", "| blocks | coupling | fp64 | fp32 | bf16 |", "| ---: | --- |" + " ---: |" * 3]
@@ -129,6 +126,16 @@ def reversible_table(results: dict[str, Any]) -> str:
         each = (f"{errors[arithmetic]:.1e}" for arithmetic in ("fp64", "fp32", "bf16"))
         lines.append(f"| {depth} | {coupling} | {' | '.join(each)} |")
     return _with_machine(lines, results)
+
+
+def _times(one: Sequence[float], other: Sequence[float]) -> str:
+    """Of two series of rounds; nothing of a series and itself."""
+    return "" if one is other else "{:.2f} × ({:.2f}–{:.2f})".format(*ratios(one, other))
+
+
+def _speed(speeds: Sequence[float]) -> str:
+    """Two cells: median, and range."""
+    return f"{statistics.median(speeds):,.0f} | {min(speeds):,.0f}–{max(speeds):,.0f}"
 
 
 def _with_machine(lines: Sequence[str], results: dict[str, Any]) -> str:
