@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 ARMILLARY = (sys.executable, "-m", "armillary")
 ACTIVATIONS = ("sine", "gelu", "relu2", "swiglu")
-FIRST_RATES = (1e-3, 2e-3, 4e-3)
+FIRST_RATES = (2e-3, 4e-3, 8e-3)
 SEEDS = (2, 3, 4)
 
 

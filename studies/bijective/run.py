@@ -1,7 +1,7 @@
 """Standard, reversible and hybrid blocks under three objectives, at equal size, text and tokens; and what the prototype
 called a likelihood, on random tokens.
 
-Usage: python studies/bijective/run.py FOLDER_OF_WIKITEXT_2 ROOT [--steps 400] [--seeds 0,1,2] [--width 128]
+Usage: python studies/bijective/run.py FOLDER_OF_WIKITEXT_2 ROOT [--steps 300] [--seeds 0,1,2] [--width 128]
 
 A document is an article, as in studies/objectives, so that texts and what they are held against are as long. Every run
 and every measurement is kept under ROOT: started again, this goes on where it stopped. It leaves ROOT/bijective.json,
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("root", type=Path)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--bound-tokens", type=int, default=20_000, help="tokens of the test split that are scored")
@@ -116,7 +116,7 @@ def recipe(name: str, objective: str, backbone: str, seed: int, asked: argparse.
             "keep_checkpoints": 1,
             "precision": "fp32",  # whatever the processor; Muon's own products are in bf16 where it has that
         },
-        "evaluation": {"window": 128, "stride": 64, "batch_rows": 32},
+        "evaluation": {"window": 128, "stride": 128, "batch_rows": 32},
     }
 
 
