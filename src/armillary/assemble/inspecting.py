@@ -20,6 +20,7 @@ from armillary.assemble.build import OpenModel
 from armillary.contracts import Layout
 from armillary.model.network import LanguageNetwork, count_parameters
 from armillary.nn.sine import Sine
+from armillary.objectives.mixture import Mixture
 from armillary.refusal import Refusal
 
 Panel = dict[str, Any]
@@ -57,13 +58,16 @@ def inspect(model: OpenModel, root: Path = Path()) -> dict[str, Any]:
     recipe, objective, network = model.parts.recipe, model.parts.objective, model.network
     every, inner = count_parameters(network)
     facts = model.run.facts()
+    terms = {}
+    if isinstance(objective, Mixture):
+        terms["kind_of_each_term"] = {name: term.kind for name, term in objective.objectives.items()}
     return {
         "run": model.run.name,
         "recipe": recipe.name,
         "about": recipe.about,
         "backbone": recipe.model.backbone.model_dump(),
         "tied": recipe.model.tied,
-        "objective": recipe.objective.model_dump() | {"kind": objective.kind, "views": list(objective.views)},
+        "objective": recipe.objective.model_dump() | {"kind": objective.kind, **terms, "views": list(objective.views)},
         "samplers": samplers(model),
         "parameters": {"total": every, "without_embeddings": inner, "by_part": parameters_by_part(network)},
         "tokenizer": {

@@ -91,6 +91,8 @@ def start(
     """A run of a recipe on this text, in a folder. before: the model whose weights and tokenizer it goes on with."""
     options.refuse_other_launch()
     accelerator = distribution.join("auto")
+    if (why := distribution.fallen_back("auto")) is not None:
+        logger.info(why)
     tokenizer = data.prepared.tokenizer.folder if before is None else before.run.tokenizer
     raw = {**raw, **data.recipe}
     if val_data is not None:
@@ -119,4 +121,4 @@ def follow(training: TrainingRun) -> None:
             case Validation():
                 logger.info("validation at step %d: %.4f nats/token", happening.step, happening.loss)
             case Note():
-                logger.info("%s at step %d: %s", happening.event, happening.step, happening.detail)
+                logger.warning("%s at step %d: %s", happening.event, happening.step, happening.detail)
