@@ -3,9 +3,10 @@ called a likelihood, on random tokens.
 
 Usage: python studies/bijective/run.py FOLDER_OF_WIKITEXT_2 ROOT [--steps 300] [--seeds 0,1,2] [--width 128]
 
-A document is an article, as in studies/objectives, so that texts and what they are held against are as long. Every run
-and every measurement is kept under ROOT: started again, this goes on where it stopped. It leaves ROOT/bijective.json,
-and prints the page ROOT/bijective.md.
+A document is an article, as in studies/objectives, so that texts and what they are held against are as long. Every
+measurement is a file of results/, and what is there is not done again: started again, this goes on where it stopped,
+and several may work on other seeds at once, once the judge is there. Last it times all nine in turn, on a machine that
+should do nothing else then, and prints docs/bijective.md's tables.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import prototype
 import yaml
 
 from armillary.allocator import keep_memory
-from armillary.assemble import build, evaluating, judging, planning, sampling, training
+from armillary.assemble import build, evaluating, judging, parts, planning, sampling, training
 from armillary.model.network import count_parameters
 from armillary.run_folder import RunFolder, read_json, write_json, write_text
 
@@ -39,6 +40,8 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "hybrid": {"name": "bijective", "coupling": "additive", "hybrid_layers": [0, 2]},
 }
 ORDERS = ("left_to_right", "random")
+RESULTS = Path(__file__).parent / "results"
+ROUNDS = 3
 SAMPLING_STEPS, N_TEXTS, N_TEXT_TOKENS = 64, 48, 127
 
 
@@ -62,11 +65,9 @@ def main() -> None:
     sizes = [one["parameters"] for found in cells.values() for one in found]
     assert max(sizes) / min(sizes) < 1.01, sizes
     # One kind of negative row is enough: it is not about the size of the model.
-    negative = kept(asked.root / "study" / "prototype.json", lambda: prototype.compare(asked.steps))
-    write_json(asked.root / "bijective.json", {"cells": cells, "prototype": negative, "asked": plain(asked)})
-    page = "\n".join([*table(cells), "", real_text(cells), "", *prototype.table(negative)]) + "\n"
-    write_text(asked.root / "bijective.md", page)
-    print(page)
+    negative = kept("prototype", lambda: prototype.compare(asked.steps))
+    steps = kept("steps", lambda: timed(asked))
+    print("\n".join([*table(cells), "", real_text(cells), "", *cost(steps), "", *prototype.table(negative)]))
 
 
 def articles(asked: argparse.Namespace) -> Path:
@@ -78,8 +79,10 @@ def articles(asked: argparse.Namespace) -> Path:
     return folder
 
 
-def kept(path: Path, make: Any) -> Any:
+def kept(name: str, make: Any) -> Any:
     """What was measured already, or is now."""
+    path = RESULTS / f"{name}.json"
+    RESULTS.mkdir(exist_ok=True)
     if not path.is_file():
         write_json(path, make())
     return read_json(path)
@@ -87,11 +90,12 @@ def kept(path: Path, make: Any) -> Any:
 
 def cell(objective: str, backbone: str, seed: int, judge: RunFolder, asked: argparse.Namespace) -> dict[str, Any]:
     name = f"{objective}-{backbone}-{seed}"
-    path = asked.root / "study" / f"{name}.json"
-    if path.is_file():
-        return read_json(path)
-    run = trained(name, recipe(name, objective, backbone, seed, asked), asked)
-    return kept(path, lambda: measured(run, objective, judge, asked))
+
+    def made() -> dict[str, Any]:
+        run = trained(name, recipe(name, objective, backbone, seed, asked), asked)
+        return measured(run, objective, judge, asked)
+
+    return kept(name, made)
 
 
 def recipe(name: str, objective: str, backbone: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
@@ -154,10 +158,8 @@ def measured(run: RunFolder, objective: str, judge: RunFolder, asked: argparse.N
     found = {
         "parameters": count_parameters(model.network)[0],
         "n_tokens": records[-1]["n_tokens"],
-        "step_seconds": statistics.median(r["seconds"] for r in records),
         "own": own,
         "exact": {},
-        "kept_bytes": planning.measure_steps(model.parts, model.network.n_vocab, 16).kept_bytes,
     }
     if objective != "autoregressive":  # whose own figure is the exact one from left to right
         for order in ORDERS:
@@ -173,28 +175,50 @@ def measured(run: RunFolder, objective: str, judge: RunFolder, asked: argparse.N
     return found
 
 
+def timed(asked: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """A few steps of each, in turn, several times: seconds of a step and bytes kept for its backward pass."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for _ in range(ROUNDS):
+        for objective in OBJECTIVES:
+            for backbone in BACKBONES:
+                own = parts.resolve(recipe("timed", objective, backbone, 0, asked))
+                one = planning.measure_steps(own, own.recipe.tokenizer.fields["vocabulary"], 16)
+                found.setdefault(f"{objective} {backbone}", []).append(dataclasses.asdict(one))
+    return found
+
+
 def table(cells: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    """Means over seeds ± their standard deviation; a bound's own error is that of its draws, of one seed."""
-    columns = ["objective", "blocks", "parameters", "tokens seen", "bits per byte", "kind, error of the draws"]
+    """Means over seeds ± their standard deviation; a bound's own standard error is that of its draws, of one seed."""
+    columns = ["objective", "blocks", "parameters", "tokens seen", "bits per byte", "kind, standard error of the draws"]
     columns += ["exact, left to right", "exact, random order", "texts: perplexity by the judge", "entropy"]
-    columns += ["kept for the backward pass, MiB", "step, of standard"]
     yield f"| {' | '.join(columns)} |"
-    yield "|" + " --- |" * 2 + " ---: |" * 10
+    yield "|" + " --- |" * 2 + " ---: |" * 8
     for name, found in cells.items():
         objective, blocks = name.split()
-        standard = [one["step_seconds"] for one in cells[f"{objective} standard"]]
-        slower = [one["step_seconds"] / usual for one, usual in zip(found, standard, strict=True)]
         own = found[0]["own"]
-        margin = own["margin_nats"]
-        kind = "exact" if margin is None else f"bound ± {margin / math.log(2) / own['n_bytes']:.4f}"
+        is_bound = own["kind"] != "exact"
+        kind = f"bound, {own['stderr_nats'] / math.log(2) / own['n_bytes']:.4f}" if is_bound else "exact"
         exact = [spread([one["exact"].get(order, {}).get("bits_per_byte") for one in found]) for order in ORDERS]
         yield (
             f"| {objective.replace('_', ' ')} | {blocks} | {found[0]['parameters']:,} | {found[0]['n_tokens']:,} "
-            f"| {spread([one['own']['bits_per_byte'] for one in found])} | {kind} | {exact[0]} | {exact[1]} "
+            f"| {'≤ ' * is_bound}{spread([one['own']['bits_per_byte'] for one in found])} | {kind} "
+            f"| {exact[0]} | {exact[1]} "
             f"| {spread([one['texts']['judge_perplexity'] for one in found], 0)} "
-            f"| {spread([one['texts']['entropy_nats'] for one in found], 2)} "
-            f"| {found[0]['kept_bytes'] / 2**20:.0f} "
-            f"| {statistics.median(slower):.2f} × |"
+            f"| {spread([one['texts']['entropy_nats'] for one in found], 2)} |"
+        )
+
+
+def cost(steps: dict[str, list[dict[str, float]]]) -> Iterator[str]:
+    yield "| objective | blocks | kept for the backward pass, MiB | a step, s | of standard |"
+    yield "| --- | --- | ---: | ---: | ---: |"
+    for name, found in steps.items():
+        objective, blocks = name.split()
+        seconds = [one["seconds"] for one in found]
+        ratios = [one / other["seconds"] for one, other in zip(seconds, steps[f"{objective} standard"], strict=True)]
+        yield (
+            f"| {objective.replace('_', ' ')} | {blocks} | {found[0]['kept_bytes'] / 2**20:.0f} "
+            f"| {statistics.median(seconds):.2f} | {statistics.median(ratios):.2f} × "
+            f"({min(ratios):.2f} to {max(ratios):.2f}) |"
         )
 
 
@@ -208,10 +232,6 @@ def spread(values: list[float | None], digits: int = 3) -> str:
     if len(known) < 2:
         return f"{known[0]:,.{digits}f}" if known else ""
     return f"{statistics.mean(known):,.{digits}f} ± {statistics.stdev(known):,.{digits}f}"
-
-
-def plain(asked: argparse.Namespace) -> dict[str, Any]:
-    return {key: value for key, value in vars(asked).items() if not isinstance(value, Path)}
 
 
 if __name__ == "__main__":

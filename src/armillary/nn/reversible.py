@@ -121,7 +121,7 @@ class _Forgetful(torch.autograd.Function):
         states = [_random_state(a)]
         for index in range(len(plan.steps)):
             k = index % 2
-            with saved_tensors_hooks(_same, _same):  # what is kept here lives for this step only
+            with saved_tensors_hooks(torch.Tensor.detach, _same):  # what is kept here lives for this step only
                 by = _detached(plan.change(index, streams[1 - k], c)[0])
             streams[k], total = couple(streams[k], by), _more(total, by)
             states.append(_random_state(a))
@@ -140,10 +140,10 @@ class _Forgetful(torch.autograd.Function):
         d_learnt: list[Tensor | None] = []
         for index in reversed(range(len(plan.steps))):
             k = index % 2
-            with _replayed(ctx.states[index], streams[k]), saved_tensors_hooks(_same, _same):
+            with _replayed(ctx.states[index], streams[k]), saved_tensors_hooks(torch.Tensor.detach, _same):
                 by, leaves = plan.change(index, streams[1 - k], c)
             x = uncouple(streams[k], _detached(by)).requires_grad_()
-            with torch.enable_grad(), saved_tensors_hooks(_same, _same):
+            with torch.enable_grad(), saved_tensors_hooks(torch.Tensor.detach, _same):
                 ends = [(couple(x, by), d[k])] + ([(by[0], _spread(d_total, by[0]))] if by[0] is not None else [])
             outputs, given = zip(*ends, strict=True)
             found = torch.autograd.grad(outputs, [x, *leaves, *plan.parameters[index]], given, allow_unused=True)
