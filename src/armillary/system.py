@@ -65,7 +65,10 @@ def gpu() -> tuple[str | None, str]:
         card = f"{torch.cuda.get_device_name()} (compute capability {capability[0]}.{capability[1]})"
         if torch.version.hip is not None or _covers(built, capability):
             return "cuda", f"{card} is used"
-        return None, f"not used: {card} is not among what this torch was built for, {', '.join(built)}; install one for it"
+        return (
+            None,
+            f"not used: {card} is not among what this torch was built for, {', '.join(built)}; install one for it",
+        )
     if torch.backends.mps.is_available():
         return "mps", "Apple GPU (mps) is used"
     if torch.version.cuda is None and torch.version.hip is None:

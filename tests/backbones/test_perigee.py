@@ -186,12 +186,16 @@ class Formula:
         return normed(x, self.w["norm.weight"])
 
     def mixer(self, w, h):
-        return normed(self.bank(w, h @ w["into.weight"].T) + h @ w["skip.weight"].T, w["norm.weight"]) @ w["out.weight"].T
+        return (
+            normed(self.bank(w, h @ w["into.weight"].T) + h @ w["skip.weight"].T, w["norm.weight"]) @ w["out.weight"].T
+        )
 
     def bank(self, w, u):
         alpha = torch.exp(-torch.log1p(w["bank.damping"].exp()))
         pole = torch.polar(alpha, w["bank.log_angle"].exp())
-        read = torch.sigmoid(u @ w["bank.read_gate.weight"].T + w["bank.read_gate.bias"]) * (u @ w["bank.read.weight"].T)
+        read = torch.sigmoid(u @ w["bank.read_gate.weight"].T + w["bank.read_gate.bias"]) * (
+            u @ w["bank.read.weight"].T
+        )
         pushed = (1 - alpha**2).sqrt() * torch.view_as_complex(read.reshape(len(u), -1, 2))
         states = self.run(pushed, pole)
         if self.direction == "full":

@@ -127,16 +127,20 @@ def parameters_by_part(network: LanguageNetwork) -> dict[str, int]:
 
 @torch.inference_mode()
 def undone(model: OpenModel, backbone: Invertible, root: Path) -> dict[str, Any]:
-    """On the first row of the last split its corpus has: log|det| there, and what forth and back leaves of an error."""
+    """On the first row of the last split its corpus has, or where that is gone on tokens drawn at random: log|det|
+    there, and what forth and back leaves of an error."""
     try:
         packed = next(iter(stages.reopen(model.run, model.parts, root).packed.values()))
-    except Refusal as refusal:
-        return {"undone": f"not measured: {refusal}"}
-    tokens = torch.from_numpy(packed.split(packed.splits[-1]).rows(np.array([0]))[:, :-1])
+    except Refusal:
+        shape, generator = (1, model.parts.recipe.packing.window), torch.Generator().manual_seed(0)
+        tokens, of = torch.randint(model.network.n_vocab, shape, generator=generator), "drawn at random"
+    else:
+        tokens = torch.from_numpy(packed.split(packed.splits[-1]).rows(np.array([0]))[:, :-1])
+        of = f"of {packed.splits[-1]}"
     x = model.network.embedding(tokens.to(model.network.embedding.weight.device))
     layout = Layout("causal" if "next_token" in model.parts.objective.views else "full")
     return {
-        "measured_on": f"a row of {tokens.shape[1]} tokens of {packed.splits[-1]}",
+        "measured_on": f"a row of {tokens.shape[1]} tokens {of}",
         "log_det": float(backbone.log_det(x, x, layout)),
         "reconstruction_error": backbone.reconstruction_error(x, layout),
     }

@@ -60,7 +60,9 @@ class LanguageModel:
         fields = {name: value for name, value in fields.items() if value is not None}
         registry.make("backbones", base, fields)
         self.vocab_size = vocab_size
-        self._recipe: dict[str, Any] = recipes.merge(ELSE, {"model": {"tied": tied, "backbone": {"name": base, **fields}}})
+        self._recipe: dict[str, Any] = recipes.merge(
+            ELSE, {"model": {"tied": tied, "backbone": {"name": base, **fields}}}
+        )
         self._opened: OpenModel | None = None
         self._home: _Home | None = None
         self._root = Path()
@@ -180,8 +182,8 @@ class LanguageModel:
         prompts = [prompt for prompt in given if isinstance(prompt, str)]
         if len(prompts) < len(given):
             raise Refusal("prompts: give a list of strings")
-        if max_new_tokens < 1:
-            raise Refusal(f"max_new_tokens: is {max_new_tokens}; give at least 1")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise Refusal(f"max_new_tokens: is {max_new_tokens!r}; give a whole number, at least 1")
         if not prompts:
             return []
         sampler = model.parts.sampler
