@@ -195,6 +195,34 @@ def test_a_saved_model_gives_the_same_in_a_fresh_process(model, tmp_path, capsys
         LanguageModel.load(path)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["llama", "bijective"])
+def test_two_processes_fit_what_one_does(base, tmp_path):
+    """Figures agree to rounding: two ranks add their gradients in another order. Reversible blocks hand theirs to the
+    hooks of data parallelism from a backward pass of their own."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"from armillary import LanguageModel, TextData\n"
+        f"data = TextData({LINES!r} * 4, tokenizer='simple', max_length=16, val_split=0.1)\n"
+        f"model = LanguageModel({base!r}, d_model=16, n_layers=2, n_heads=2)\n"
+        f"model.fit(data, epochs=2, amp='fp32', batch_tokens=64, lr=1e-2, grad_checkpoint=True,"
+        f" checkpoint_dir='run', log_interval_steps=1, ddp=__import__('sys').argv[1])\n"
+    )
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    found = []
+    for name, words in (("one", [program, "off"]), ("two", [*launch, program, "on"])):
+        (tmp_path / name).mkdir()
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path / name, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        model = LanguageModel.load(tmp_path / name / "run")
+        found.append((model, [(r["step"], r["n_tokens"], r["loss"]) for r in model.run.metrics("train")]))
+    (one, alone), (two, together) = found
+    assert two.run.facts()["system"]["processes"] == 2 and len(alone) > 10
+    assert [step[:2] for step in alone] == [step[:2] for step in together]
+    assert [loss for *_, loss in together] == pytest.approx([loss for *_, loss in alone], rel=1e-3)
+    assert gap(one, two) < 1e-2
+
+
 def test_python_and_the_command_line_give_the_same(tmp_path, capsys):
     text = tmp_path / "text.jsonl"
     text.write_text("".join(json.dumps(f"{line} {i}") + "\n" for i, line in enumerate(LINES * 5)))
