@@ -28,7 +28,7 @@ def describe() -> dict[str, Any]:
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "device_name": torch.cuda.get_device_name() if gpu()[0] == "cuda" else _processor(),
         "allocator": allocator.state(),
     }
 
@@ -63,12 +63,9 @@ def gpu() -> tuple[str | None, str]:
     if torch.cuda.is_available():
         capability, built = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
         card = f"{torch.cuda.get_device_name()} (compute capability {capability[0]}.{capability[1]})"
-        if torch.version.hip is not None or _covers(built, capability):
+        if torch.version.hip is not None or not built or _covers(built, capability):
             return "cuda", f"{card} is used"
-        return (
-            None,
-            f"not used: {card} is not among what this torch was built for, {', '.join(built)}; install one for it",
-        )
+        return None, f"not used: {card}, and this torch was built for {', '.join(built)}; install one for this card"
     if torch.backends.mps.is_available():
         return "mps", "Apple GPU (mps) is used"
     if torch.version.cuda is None and torch.version.hip is None:
@@ -81,10 +78,12 @@ def gpu() -> tuple[str | None, str]:
 
 
 def _covers(built: Sequence[str], capability: tuple[int, int]) -> bool:
-    """Whether code built for these runs on a card: binaries on later cards of their generation, PTX on all later."""
-    for one in filter(None, (re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name) for name in built)):
+    """Whether code built for these runs on a card: binaries on later cards of their generation, PTX on all later ones;
+    with an a on that card alone, with an f on its generation."""
+    for one in filter(None, (re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name) for name in built)):
         first = (int(one[2]), int(one[3]))
-        if first <= capability and (one[1] == "compute" or first[0] == capability[0]):
+        is_later = first <= capability and ((one[1] == "compute" and not one[4]) or first[0] == capability[0])
+        if first == capability or (is_later and one[4] != "a"):
             return True
     return False
 

@@ -154,7 +154,8 @@ def test_bad_options_are_refused_in_one_line(data, model, monkeypatch, tmp_path)
         "unknown key 'positional_encoding'": lambda: LanguageModel(base="gpt", positional_encoding="rope"),
         "unknown key 'sine_params'": lambda: LanguageModel(base="llama", sine_params={"amp_init": 1.0}),
         "give a mapping such as": lambda: LanguageModel(sine_params="all"),  # type: ignore[arg-type]
-        "did you mean 'n_kv_heads'": lambda: LanguageModel(base="llama", n_kvheads=2),
+        "did you mean 'n_kv_heads'": lambda: LanguageModel(base="llama", n_kvheads=None),
+        "tied: is 'no'": lambda: LanguageModel(base="llama", tied="no"),  # type: ignore[arg-type]
         "no model here": lambda: LanguageModel.load(tmp_path),
         "no run is called 'nothing'": lambda: armillary.load("nothing", root=tmp_path),
         "`save` did not make it": lambda: model.save(Path(__file__).parent),
@@ -209,10 +210,13 @@ def test_two_processes_fit_what_one_does(base, tmp_path):
         f" checkpoint_dir='run', log_interval_steps=1, ddp=__import__('sys').argv[1])\n"
     )
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     found = []
     for name, words in (("one", [program, "off"]), ("two", [*launch, program, "on"])):
         (tmp_path / name).mkdir()
-        done = subprocess.run([sys.executable, *words], cwd=tmp_path / name, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path / name, env=environment, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         model = LanguageModel.load(tmp_path / name / "run")
         found.append((model, [(r["step"], r["n_tokens"], r["loss"]) for r in model.run.metrics("train")]))

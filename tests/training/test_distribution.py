@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from armillary import system
 from armillary.assemble import build, training
@@ -27,7 +28,9 @@ def card(monkeypatch):
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
         monkeypatch.setattr(torch.version, "hip", None)
 
-    return put
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield put
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,8 @@ def card(monkeypatch):
     [
         (["sm_80", "sm_90", "sm_100"], True),
         (["sm_90a"], True),
+        ([], True),  # not told: torch asks no further either
+        (["sm_80", "compute_80a"], False),  # for that card alone
         (["sm_80", "sm_86"], False),  # of an earlier generation
         (["sm_100"], False),
         (["sm_80", "compute_80"], True),  # PTX, compiled for the card when it is loaded

@@ -127,8 +127,11 @@ def open_model(
 
 
 def pick_device(asked: str) -> torch.device:
-    """auto: cuda, then mps, then cpu."""
+    """auto: cuda, then mps, then cpu. Raises Refusal for one that is not there, or that torch was not built for."""
     if asked != "auto":
+        usable, why = system.gpu() if asked.startswith("cuda") else ("cuda", "")
+        if usable != "cuda":
+            raise Refusal(f"--device {asked}: cannot be used here (GPU {why})")
         try:
             return torch.zeros(0, device=asked).device
         except (RuntimeError, AssertionError):

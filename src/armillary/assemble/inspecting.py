@@ -127,13 +127,13 @@ def parameters_by_part(network: LanguageNetwork) -> dict[str, int]:
 
 @torch.inference_mode()
 def undone(model: OpenModel, backbone: Invertible, root: Path) -> dict[str, Any]:
-    """On the first row of the last split its corpus has, or where that is gone on tokens drawn at random: log|det|
+    """On the first row of the last split its corpus has (where that cannot be read, on tokens drawn at random): log|det|
     there, and what forth and back leaves of an error."""
     try:
         packed = next(iter(stages.reopen(model.run, model.parts, root).packed.values()))
-    except Refusal:
+    except Refusal as refusal:
         shape, generator = (1, model.parts.recipe.packing.window), torch.Generator().manual_seed(0)
-        tokens, of = torch.randint(model.network.n_vocab, shape, generator=generator), "drawn at random"
+        tokens, of = torch.randint(model.network.n_vocab, shape, generator=generator), f"drawn at random ({refusal})"
     else:
         tokens = torch.from_numpy(packed.split(packed.splits[-1]).rows(np.array([0]))[:, :-1])
         of = f"of {packed.splits[-1]}"

@@ -87,6 +87,7 @@ class TinyCorpus(Part):
             if isinstance(happening, Validation):
                 desk.say(f"step {happening.step:,}: validation {happening.loss:.4f} nats/token")
         if run.state == "interrupted":
+            desk.say(f"interrupted; what was trained is in {run.run.path}")
             raise KeyboardInterrupt
         return run.run
 

@@ -51,13 +51,15 @@ class LanguageModel:
         tied: bool = True,
         **options: Any,
     ) -> None:
+        if not isinstance(tied, bool):
+            raise Refusal(f"tied: is {tied!r}; give True or False")
         if not isinstance(sine_params, Mapping | None):
             raise Refusal(f"sine_params: is {type(sine_params).__name__}; give a mapping such as {{'freq_init': 2.0}}")
         known = registry.find("backbones", base).model_fields
         shape = {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "d_mlp": d_mlp}
         fields = {name if name in known else SAME.get(name, name): value for name, value in shape.items()}
-        fields |= {"positional_encoding": positional_encoding, "sine_params": sine_params, **options}
-        fields = {name: value for name, value in fields.items() if value is not None}
+        fields |= {"positional_encoding": positional_encoding, "sine_params": sine_params and dict(sine_params)}
+        fields = {name: value for name, value in fields.items() if value is not None} | options
         registry.make("backbones", base, fields)
         self.vocab_size = vocab_size
         self._recipe: dict[str, Any] = recipes.merge(
