@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -304,7 +305,7 @@ def test_every_argument_reaches_the_network(base, data):
     changes = [{"d_mlp": 48}, {"positional_encoding": "alibi"}, {"positional_encoding": "sinusoidal"}, {"n_heads": 4}]
     changes += [{"sine_params": {name: 0.5}} for name in ("amp_init", "freq_init", "damp_init")]
     assert [change for change in changes if fitted(**change).evaluate(data)["nats"] == usual] == []
-    frozen = fitted(sine_params={"trainable": False})
+    frozen = fitted(sine_params=MappingProxyType({"trainable": False}))
     assert frozen.run.recipe()["model"]["backbone"]["sine_params"]["trainable"] is False
     with pytest.raises(Refusal, match="did you mean 'amp_init'"):
         fitted(sine_params={"amp_int": 1.0})

@@ -127,8 +127,8 @@ def parameters_by_part(network: LanguageNetwork) -> dict[str, int]:
 
 @torch.inference_mode()
 def undone(model: OpenModel, backbone: Invertible, root: Path) -> dict[str, Any]:
-    """On the first row of the last split its corpus has (where that cannot be read, on tokens drawn at random): log|det|
-    there, and what forth and back leaves of an error."""
+    """log|det| on the first row of the last split its corpus has (on random tokens, where that cannot be read), and what
+    forth and back leaves of an error."""
     try:
         packed = next(iter(stages.reopen(model.run, model.parts, root).packed.values()))
     except Refusal as refusal:

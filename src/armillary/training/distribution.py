@@ -31,7 +31,7 @@ def join(device: Literal["auto", "cuda", "mps", "cpu"]) -> Accelerator:
     # cuBLAS reads it once, when it is first used: before any run knows whether it wants to be deterministic.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = PartialState() if PartialState._shared_state else None
-    if before is not None and before.num_processes == 1 and (before.device.type == "cpu") != (usable is None):
+    if before is not None and before.num_processes == 1 and (str(before.device) == "cpu") != (usable is None):
         AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run of this process was on another device
     accelerator = Accelerator(cpu=usable is None, mixed_precision="no")
     if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU"):
