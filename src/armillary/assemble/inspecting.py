@@ -127,7 +127,7 @@ def parameters_by_part(network: LanguageNetwork) -> dict[str, int]:
 
 @torch.inference_mode()
 def undone(model: OpenModel, backbone: Invertible, root: Path) -> dict[str, Any]:
-    """log|det| on the first row of the last split its corpus has (on random tokens, where that cannot be read), and what
+    """log|det| on the first row of the last split of its corpus (on random tokens, where that cannot be read), and what
     forth and back leaves of an error."""
     try:
         packed = next(iter(stages.reopen(model.run, model.parts, root).packed.values()))
