@@ -166,13 +166,11 @@ def measured(run: RunFolder, objective: str, judge: RunFolder, asked: argparse.N
         "own": own,
         "exact": {},
     }
+    few = dataclasses.replace(wanted, n_tokens=asked.exact_tokens)
+    (found["own_of_few"],) = evaluating.evaluate(model, few)
     if objective != "autoregressive":  # whose own figure is the exact one from left to right
         for order in ORDERS:
-            few = dataclasses.replace(wanted, exact=order, n_tokens=asked.exact_tokens)
-            found["exact"][order] = evaluating.evaluate(model, few)[0]
-    else:
-        few = dataclasses.replace(wanted, n_tokens=asked.exact_tokens)
-        found["exact"]["left_to_right"] = evaluating.evaluate(model, few)[0]
+            (found["exact"][order],) = evaluating.evaluate(model, dataclasses.replace(few, exact=order))
     fields = {} if objective == "autoregressive" else {"steps": SAMPLING_STEPS}
     manner = sampling.settings(model.parts, model.tokenizer, [], fields, N_TEXT_TOKENS)
     (found["texts"],) = judging.judged(model, other, [manner], N_TEXTS, 0, print)
@@ -195,19 +193,20 @@ def timed(asked: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
 def table(cells: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     """Means over seeds ± their standard deviation; a bound's own standard error is that of its draws, of one seed."""
     columns = ["objective", "blocks", "parameters", "tokens seen", "bits per byte", "kind, standard error of the draws"]
-    columns += ["exact, left to right", "exact, random order", "texts: perplexity by the judge", "entropy"]
+    columns += ["of the few", "left to right", "random order", "texts: perplexity by the judge", "entropy"]
     yield f"| {' | '.join(columns)} |"
-    yield "|" + " --- |" * 2 + " ---: |" * 8
+    yield "|" + " --- |" * 2 + " ---: |" * 9
     for name, found in cells.items():
         objective, blocks = name.split()
         own = found[0]["own"]
         is_bound = own["kind"] != "exact"
         kind = f"bound, {own['stderr_nats'] / math.log(2) / own['n_bytes']:.4f}" if is_bound else "exact"
+        few = spread([one["own_of_few"]["bits_per_byte"] for one in found])
         exact = [spread([one["exact"].get(order, {}).get("bits_per_byte") for one in found]) for order in ORDERS]
         yield (
             f"| {objective.replace('_', ' ')} | {blocks} | {found[0]['parameters']:,} | {found[0]['n_tokens']:,} "
             f"| {'≤ ' * is_bound}{spread([one['own']['bits_per_byte'] for one in found])} | {kind} "
-            f"| {exact[0]} | {exact[1]} "
+            f"| {'≤ ' * is_bound}{few} | {exact[0]} | {exact[1]} "
             f"| {spread([one['texts']['judge_perplexity'] for one in found], 0)} "
             f"| {spread([one['texts']['entropy_nats'] for one in found], 2)} |"
         )
