@@ -81,8 +81,8 @@ def saved_bytes(forward: Callable[[], Any], network: Any) -> int:
 
     def keep(saved: Any) -> Any:
         if saved.untyped_storage().data_ptr() not in own:
-            seen[saved.untyped_storage().data_ptr()] = saved
-        return saved
+            seen[saved.untyped_storage().data_ptr()] = saved.detach()
+        return saved.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
         result = forward()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ def describe() -> dict[str, Any]:
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "device_name": torch.cuda.get_device_name() if gpu()[0] == "cuda" else _processor(),
         "allocator": allocator.state(),
     }
 
@@ -38,7 +40,7 @@ def diagnose(root: Path) -> dict[str, Any]:
         "memory": _memory(),
         "bf16_on_cpu": bf16_on_cpu(),
         "compiler": shutil.which("g++") or shutil.which("clang++") or "none: torch.compile on a CPU needs g++",
-        "gpu": _why_no_gpu(),
+        "gpu": gpu()[1],
         "free_disk": f"{free / 2**30:.1f} GiB at {root}",
         "versions": versions(),
     }
@@ -54,25 +56,36 @@ def bf16_on_cpu() -> bool | None:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _why_no_gpu() -> str:
+def gpu() -> tuple[str | None, str]:
+    """The accelerator that this torch can use (cuda or mps; None: none), and why that one, in a sentence."""
     import torch
 
     if torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability()
-        built = torch.cuda.get_arch_list()
-        covered = any(f"sm_{major}{minor}" == arch or f"sm_{major}0" == arch for arch in built)
-        note = "" if covered else f"; this build of torch has {', '.join(built)}: install one for this card"
-        return f"{torch.cuda.get_device_name()} (compute capability {major}.{minor}) is used{note}"
+        capability, built = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+        card = f"{torch.cuda.get_device_name()} (compute capability {capability[0]}.{capability[1]})"
+        if torch.version.hip is not None or not built or _covers(built, capability):
+            return "cuda", f"{card} is used"
+        return None, f"not used: {card}, and this torch was built for {', '.join(built)}; install one for this card"
     if torch.backends.mps.is_available():
-        return "Apple GPU (mps) is used"
+        return "mps", "Apple GPU (mps) is used"
     if torch.version.cuda is None and torch.version.hip is None:
         seen = "an NVIDIA driver is here, but " if shutil.which("nvidia-smi") else ""
-        return f"not used: {seen}this torch ({torch.__version__}) was built for the CPU only"
+        return None, f"not used: {seen}this torch ({torch.__version__}) was built for the CPU only"
     if not shutil.which("nvidia-smi"):
-        return "not used: torch could, but there is no NVIDIA driver on this machine"
-    return (
-        f"not used: torch was built for CUDA {torch.version.cuda}, and the driver does not offer it; update the driver"
-    )
+        return None, "not used: torch could, but there is no NVIDIA driver on this machine"
+    cuda = torch.version.cuda
+    return None, f"not used: torch was built for CUDA {cuda}, and the driver does not offer it; update the driver"
+
+
+def _covers(built: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether code built for these runs on a card: binaries on later cards of their generation, PTX on all later ones;
+    with an a on that card alone, with an f on its generation."""
+    for one in filter(None, (re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name) for name in built)):
+        first = (int(one[2]), int(one[3]))
+        is_later = first <= capability and ((one[1] == "compute" and not one[4]) or first[0] == capability[0])
+        if first == capability or (is_later and one[4] != "a"):
+            return True
+    return False
 
 
 def _memory() -> str:

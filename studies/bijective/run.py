@@ -1,12 +1,13 @@
 """Standard, reversible and hybrid blocks under three objectives, at equal size, text and tokens; and what the prototype
 called a likelihood, on random tokens.
 
-Usage: python studies/bijective/run.py FOLDER_OF_WIKITEXT_2 ROOT [--steps 300] [--seeds 0,1,2] [--width 128]
+Usage: python studies/bijective/run.py FOLDER_OF_WIKITEXT_2 ROOT [--seeds 0,1,2] [--no-page]
 
 A document is an article, as in studies/objectives, so that texts and what they are held against are as long. Every
-measurement is a file of results/, and what is there is not done again: started again, this goes on where it stopped,
-and several may work on other seeds at once, once the judge is there. Last it times all nine in turn, on a machine that
-should do nothing else then, and prints docs/bijective.md's tables.
+measurement is a file of results/ (of ROOT/results where --steps, --width or the numbers of tokens are others), and what
+is there is not done again. With --no-page it ends with its cells, so that two may work on other seeds at once, once the
+judge is there; without, it times all nine in turn, on a machine that should do nothing else then, and prints
+docs/bijective.md's tables.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "hybrid": {"name": "bijective", "coupling": "additive", "hybrid_layers": [0, 2]},
 }
 ORDERS = ("left_to_right", "random")
-RESULTS = Path(__file__).parent / "results"
 ROUNDS = 3
+SETTINGS = ("steps", "width", "bound_tokens", "exact_tokens")
 SAMPLING_STEPS, N_TEXTS, N_TEXT_TOKENS = 64, 48, 127
 
 
@@ -55,18 +56,23 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--bound-tokens", type=int, default=20_000, help="tokens of the test split that are scored")
     parser.add_argument("--exact-tokens", type=int, default=4_000, help="of them, in an exact order")
+    parser.add_argument("--no-page", action="store_true", help="end with the cells")
     asked = parser.parse_args()
+    usual = all(getattr(asked, name) == parser.get_default(name) for name in SETTINGS)
+    asked.results = (Path(__file__).parent if usual else asked.root) / "results"
     judge = trained("judge", judge_recipe(asked), asked)
     cells: dict[str, list[dict[str, Any]]] = {}
     for seed in map(int, asked.seeds.split(",")):
         for objective in OBJECTIVES:
             for backbone in BACKBONES:
                 cells.setdefault(f"{objective} {backbone}", []).append(cell(objective, backbone, seed, judge, asked))
+    if asked.no_page:
+        return
     sizes = [one["parameters"] for found in cells.values() for one in found]
     assert max(sizes) / min(sizes) < 1.01, sizes
     # One kind of negative row is enough: it is not about the size of the model.
-    negative = kept("prototype", lambda: prototype.compare(asked.steps))
-    steps = kept("steps", lambda: timed(asked))
+    negative = kept(asked.results / "prototype.json", lambda: prototype.compare(asked.steps))
+    steps = kept(asked.results / "steps.json", lambda: timed(asked))
     print("\n".join([*table(cells), "", real_text(cells), "", *cost(steps), "", *prototype.table(negative)]))
 
 
@@ -79,10 +85,9 @@ def articles(asked: argparse.Namespace) -> Path:
     return folder
 
 
-def kept(name: str, make: Any) -> Any:
+def kept(path: Path, make: Any) -> Any:
     """What was measured already, or is now."""
-    path = RESULTS / f"{name}.json"
-    RESULTS.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     if not path.is_file():
         write_json(path, make())
     return read_json(path)
@@ -95,7 +100,7 @@ def cell(objective: str, backbone: str, seed: int, judge: RunFolder, asked: argp
         run = trained(name, recipe(name, objective, backbone, seed, asked), asked)
         return measured(run, objective, judge, asked)
 
-    return kept(name, made)
+    return kept(asked.results / f"{name}.json", made)
 
 
 def recipe(name: str, objective: str, backbone: str, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
@@ -161,13 +166,11 @@ def measured(run: RunFolder, objective: str, judge: RunFolder, asked: argparse.N
         "own": own,
         "exact": {},
     }
+    few = dataclasses.replace(wanted, n_tokens=asked.exact_tokens)
+    (found["own_of_few"],) = evaluating.evaluate(model, few)
     if objective != "autoregressive":  # whose own figure is the exact one from left to right
         for order in ORDERS:
-            few = dataclasses.replace(wanted, exact=order, n_tokens=asked.exact_tokens)
-            found["exact"][order] = evaluating.evaluate(model, few)[0]
-    else:
-        few = dataclasses.replace(wanted, n_tokens=asked.exact_tokens)
-        found["exact"]["left_to_right"] = evaluating.evaluate(model, few)[0]
+            (found["exact"][order],) = evaluating.evaluate(model, dataclasses.replace(few, exact=order))
     fields = {} if objective == "autoregressive" else {"steps": SAMPLING_STEPS}
     manner = sampling.settings(model.parts, model.tokenizer, [], fields, N_TEXT_TOKENS)
     (found["texts"],) = judging.judged(model, other, [manner], N_TEXTS, 0, print)
@@ -190,19 +193,20 @@ def timed(asked: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
 def table(cells: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     """Means over seeds ± their standard deviation; a bound's own standard error is that of its draws, of one seed."""
     columns = ["objective", "blocks", "parameters", "tokens seen", "bits per byte", "kind, standard error of the draws"]
-    columns += ["exact, left to right", "exact, random order", "texts: perplexity by the judge", "entropy"]
+    columns += ["of the few", "left to right", "random order", "texts: perplexity by the judge", "entropy"]
     yield f"| {' | '.join(columns)} |"
-    yield "|" + " --- |" * 2 + " ---: |" * 8
+    yield "|" + " --- |" * 2 + " ---: |" * 9
     for name, found in cells.items():
         objective, blocks = name.split()
         own = found[0]["own"]
         is_bound = own["kind"] != "exact"
         kind = f"bound, {own['stderr_nats'] / math.log(2) / own['n_bytes']:.4f}" if is_bound else "exact"
+        few = spread([one["own_of_few"]["bits_per_byte"] for one in found])
         exact = [spread([one["exact"].get(order, {}).get("bits_per_byte") for one in found]) for order in ORDERS]
         yield (
             f"| {objective.replace('_', ' ')} | {blocks} | {found[0]['parameters']:,} | {found[0]['n_tokens']:,} "
             f"| {'≤ ' * is_bound}{spread([one['own']['bits_per_byte'] for one in found])} | {kind} "
-            f"| {exact[0]} | {exact[1]} "
+            f"| {'≤ ' * is_bound}{few} | {exact[0]} | {exact[1]} "
             f"| {spread([one['texts']['judge_perplexity'] for one in found], 0)} "
             f"| {spread([one['texts']['entropy_nats'] for one in found], 2)} |"
         )

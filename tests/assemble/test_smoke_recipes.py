@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from armillary.assemble import build, sampling, training
+from armillary import artefact
+from armillary.assemble import build, inspecting, sampling, training
 from armillary.contracts import BOS, EOS, PAD, SPECIAL_TOKENS, UNK
 from armillary.records import Step
 from armillary.run_folder import RunFolder
@@ -27,6 +28,15 @@ def test_the_loss_falls_and_a_sample_is_text(name, text_file, tmp_path):
     for record in records:
         assert record["epoch"] == pytest.approx(record["step"] * run.recipe()["training"]["batch_rows"] / n_rows)
     model = build.open_model(run, device="cpu")
+    assert artefact.read(run.checkpoint(len(losses)), "checkpoint").about == {
+        "step": len(losses),
+        "epoch": records[-1]["epoch"],
+        "seed": run.recipe()["seed"],
+        "tokenizer_sha256": model.tokenizer_sha256,
+    }
+    told = inspecting.inspect(model, tmp_path)["objective"]
+    assert told["kind"] == "monte_carlo_bound"
+    assert own_text == (told.get("kind_of_each_term") == {"denoising": told["kind"], "flow": told["kind"]})
     prompts = ["the of", "in", ""]
     texts = sampling.from_model(model, prompts, sampling.settings(model.parts, model.tokenizer, prompts, {}), seed=3)
     for found in texts:

@@ -150,3 +150,92 @@ def test_half_precision_leaves_the_poles_alone():
     before = network.oscillators()
     network.bfloat16()
     assert network.oscillators() == before and network.blocks[0].mlp.up.weight.dtype == torch.bfloat16
+
+
+def silu(x):
+    return x * torch.sigmoid(x)
+
+
+def normed(x, weight):
+    return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+
+
+def under(prefix, w):
+    return {name.removeprefix(prefix): p for name, p in w.items() if name.startswith(prefix)}
+
+
+class Formula:
+    """The specification's equations, by loops over positions and with complex numbers; of one row."""
+
+    def __init__(self, network, direction):
+        self.w = dict(network.backbone.named_parameters())
+        self.shape, self.direction = network.backbone.shape, direction
+
+    def of(self, x):
+        for layer in range(self.shape.num_layers):
+            w = under(f"blocks.{layer}.", self.w)
+            start = normed(x, w["mixing_norm.weight"])
+            h = start
+            for k in range(self.shape.mamba_repeat):
+                h = h + self.mixer(under(f"mixers.{k}.", w), h)
+            gate = w["gate"] if "gate" in w else start @ w["gate.weight"].T + w["gate.bias"]
+            gate = torch.sigmoid(gate)
+            x = x + gate * (h - start) + (1 - gate) * self.attention(w, start, self.shape.radius(layer))
+            y = normed(x, w["mlp_norm.weight"])
+            x = x + (silu(y @ w["mlp.gate.weight"].T) * (y @ w["mlp.up.weight"].T)) @ w["mlp.down.weight"].T
+        return normed(x, self.w["norm.weight"])
+
+    def mixer(self, w, h):
+        return (
+            normed(self.bank(w, h @ w["into.weight"].T) + h @ w["skip.weight"].T, w["norm.weight"]) @ w["out.weight"].T
+        )
+
+    def bank(self, w, u):
+        alpha = torch.exp(-torch.log1p(w["bank.damping"].exp()))
+        pole = torch.polar(alpha, w["bank.log_angle"].exp())
+        read = torch.sigmoid(u @ w["bank.read_gate.weight"].T + w["bank.read_gate.bias"]) * (
+            u @ w["bank.read.weight"].T
+        )
+        pushed = (1 - alpha**2).sqrt() * torch.view_as_complex(read.reshape(len(u), -1, 2))
+        states = self.run(pushed, pole)
+        if self.direction == "full":
+            states = states + self.run(pushed.flip(0), pole).flip(0) - pushed  # the diagonal once
+        seen = torch.view_as_real(states).flatten(1) @ w["bank.write.weight"].T
+        gate = torch.sigmoid(u @ w["bank.write_gate.weight"].T + w["bank.write_gate.bias"])
+        return gate * seen + w["bank.through"] * u + w["bank.bias"]
+
+    @staticmethod
+    def run(pushed, pole):
+        state, states = torch.zeros_like(pushed[0]), []
+        for one in pushed:
+            state = pole * state + one
+            states.append(state)
+        return torch.stack(states)
+
+    def attention(self, w, h, radius):
+        heads, size = self.shape.num_heads, h.shape[1] // self.shape.num_heads
+        turn = torch.tensor([self.shape.rope_theta ** (-2 * i / size) for i in range(size // 2)], dtype=h.dtype)
+
+        def turned(x, place):
+            first, second = x.chunk(2, -1)
+            cos, sin = (place * turn).cos(), (place * turn).sin()
+            return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+        q, k, v = ((h @ w[f"attention.{name}.weight"].T).unflatten(-1, (heads, size)) for name in "qkv")
+        out = torch.zeros_like(v)
+        for t in range(len(h)):
+            last = t if self.direction == "causal" else min(len(h) - 1, t + radius)
+            near = range(max(0, t - radius), last + 1)
+            score = torch.stack([(turned(q[t], t) * turned(k[s], s)).sum(-1) for s in near]) / math.sqrt(size)
+            out[t] = (score.softmax(0)[..., None] * torch.stack([v[s] for s in near])).sum(0)
+        return out.flatten(1) @ w["attention.o.weight"].T
+
+
+@pytest.mark.parametrize("direction", ["causal", "full"])
+@pytest.mark.parametrize("gate", ["channel", "token"])
+def test_it_is_the_equations_of_its_specification(gate, direction):
+    network = network_for(0.4, gate=gate, mamba_repeat=2).double()
+    x = torch.randn(1, 12, SHAPE["model_dim"], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found = network.backbone(x, Layout(direction))[0]
+        torch.testing.assert_close(found, Formula(network, direction).of(x[0]), atol=1e-5, rtol=1e-5)

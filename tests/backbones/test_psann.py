@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from armillary import recipe
+from armillary.backbones import _psann
 from armillary.contracts import Layout
 from armillary.model.network import LanguageNetwork
 from armillary.model.next_token import CachedNextToken
@@ -124,6 +125,13 @@ def test_the_loss_at_the_start_is_that_of_guessing(base, encoding):
         assert abs(loss - math.log(500)) < 0.1 * math.log(500)
     written = [m.weight.std() for name, m in network.named_modules() if name.endswith((".o", ".down", ".out"))]
     assert all(abs(std / (0.02 * len(written) ** -0.5) - 1) < 0.1 for std in written)
+
+
+def test_sinusoids_are_as_large_as_the_embedding_they_are_added_to():
+    x = 0.02 * torch.randn(2, L, 16, dtype=torch.float64)
+    encoded, _, turn = _psann.ENCODINGS["sinusoidal"](x, look(Layout(), L, x.device), 2)
+    torch.testing.assert_close((encoded - x).norm(dim=-1), x.norm(dim=-1), rtol=1e-6, atol=0)
+    assert turn is None
 
 
 def test_every_option_changes_the_function():

@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -298,3 +302,19 @@ def test_bad_fields_are_refused():
     ):
         with pytest.raises(Refusal, match=needle):
             benches.run(name, benches.prepare(name, fields)[name], registry.Path("nowhere"), print)
+
+
+@pytest.mark.slow
+def test_the_battery_for_a_gpu_leaves_its_files(tmp_path):
+    """Without a GPU all is skipped, and the folder says so."""
+    here = Path(__file__).parents[2]
+    words = ["-m", "pytest", "tests/gpu", "-m", "gpu", "-q", f"--junitxml={tmp_path / 'junit.xml'}"]
+    environment = os.environ | {"ARMILLARY_BATTERY": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=here, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"junit.xml", "pytest_report.json", "system.json"}
+    assert "not used" in json.loads((tmp_path / "system.json").read_text())["gpu"]
+    counts = json.loads((tmp_path / "pytest_report.json").read_text())["counts"]
+    assert counts["failed"] == counts["passed"] == 0 < counts["skipped"]

@@ -10,7 +10,6 @@ import pytest
 import armillary
 from armillary.language_model.fitting import FitOptions
 
-SINE = "mappingproxy({'amp_init': 1.0, 'freq_init': 1.0, 'damp_init': 0.01, 'trainable': True})"
 SETTINGS = (
     "max_new_tokens: 'int' = 64, top_k: 'int | None' = None, top_p: 'float | None' = 0.9, "
     "temperature: 'float | None' = 1.0, repetition_penalty: 'float | None' = None, *, seed: 'int | None' = None"
@@ -21,8 +20,8 @@ SURFACE = {
     "seed: 'int' = 1337) -> 'None'",
     "TextData.__len__": "(self) -> 'int'",
     "LanguageModel": "(base: 'str' = 'waveresnet', d_model: 'int' = 512, n_layers: 'int' = 8, n_heads: 'int' = 8, "
-    "d_mlp: 'int | None' = None, vocab_size: 'int | None' = None, positional_encoding: 'str' = 'rope', "
-    f"sine_params: 'Mapping[str, Any]' = {SINE}, **options: 'Any') -> 'None'",
+    "d_mlp: 'int | None' = None, vocab_size: 'int | None' = None, positional_encoding: 'str | None' = None, "
+    "sine_params: 'Mapping[str, Any] | None' = None, tied: 'bool' = True, **options: 'Any') -> 'None'",
     "LanguageModel.fit": "(self, data: 'TextData', val_data: 'TextData | Iterable[str | Path] | None' = None, "
     "epochs: 'float' = 1, batch_tokens: 'int' = 65536, lr: 'float' = 0.0002, amp: \"Literal['bf16', 'fp16', 'fp32']\" "
     "= 'bf16', ddp: \"Literal['auto', 'on', 'off']\" = 'auto', **train_options: 'Any') -> 'LanguageModel'",

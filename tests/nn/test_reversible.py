@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -102,6 +104,24 @@ def test_memory_is_flat_in_depth():
     first, *others = [saved_bytes(n, recomputes=True) for n in (4, 16, 64)]
     assert first > 0 and all(abs(n - first) < 0.1 * first for n in others)
     assert saved_bytes(16, recomputes=False) > 3 * saved_bytes(4, recomputes=False) > 3 * first
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["with_its_backward_pass", "without"])
+@pytest.mark.parametrize("fields", CASES, ids=["additive", "affine", "hybrid"])
+def test_nothing_of_a_step_outlives_it(fields, ends):
+    """Tensors in a cycle with the graph that made them are out of the garbage collector's sight: a run would grow."""
+    network, seen = backbone(**fields), []
+    network.blocks.recomputes = True
+    for block in network.blocks:
+        for conditioner in (block.attend, block.feed):
+            conditioner.norm.register_forward_hook(lambda *told: seen.append(weakref.ref(told[-1])))
+    loss = network(torch.randn(2, L, D), Layout("causal")).sum()
+    if ends:
+        loss.backward()
+    del loss
+    gc.collect()
+    assert len(seen) == (12 if ends else 6)
+    assert not [ref for ref in seen if ref() is not None]
 
 
 def test_an_error_in_the_backward_pass_is_not_swallowed():

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from armillary import artefact, recipe
+from armillary import artefact, recipe, system
 from armillary.assemble import parts as parts_of
 from armillary.assemble.parts import Parts
 from armillary.contracts import Tokenizer
@@ -127,16 +127,16 @@ def open_model(
 
 
 def pick_device(asked: str) -> torch.device:
-    """auto: cuda, then mps, then cpu."""
+    """auto: cuda, then mps, then cpu. Raises Refusal for one that is not there, or that torch was not built for."""
     if asked != "auto":
+        usable, why = system.gpu() if asked.startswith("cuda") else ("cuda", "")
+        if usable != "cuda":
+            raise Refusal(f"--device {asked}: cannot be used here (GPU {why})")
         try:
             return torch.zeros(0, device=asked).device
         except (RuntimeError, AssertionError):
             raise Refusal(f"--device {asked}: cannot be used here; `armillary doctor` says why") from None
-    for name, is_there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
-        if is_there:
-            return torch.device(name)
-    return torch.device("cpu")
+    return torch.device(system.gpu()[0] or "cpu")
 
 
 def _checkpoint_folder(run: RunFolder, checkpoint: str, best_step: int | None) -> Path:

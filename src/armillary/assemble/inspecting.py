@@ -20,6 +20,7 @@ from armillary.assemble.build import OpenModel
 from armillary.contracts import Layout
 from armillary.model.network import LanguageNetwork, count_parameters
 from armillary.nn.sine import Sine
+from armillary.objectives.mixture import Mixture
 from armillary.refusal import Refusal
 
 Panel = dict[str, Any]
@@ -57,13 +58,16 @@ def inspect(model: OpenModel, root: Path = Path()) -> dict[str, Any]:
     recipe, objective, network = model.parts.recipe, model.parts.objective, model.network
     every, inner = count_parameters(network)
     facts = model.run.facts()
+    terms = {}
+    if isinstance(objective, Mixture):
+        terms["kind_of_each_term"] = {name: term.kind for name, term in objective.objectives.items()}
     return {
         "run": model.run.name,
         "recipe": recipe.name,
         "about": recipe.about,
         "backbone": recipe.model.backbone.model_dump(),
         "tied": recipe.model.tied,
-        "objective": recipe.objective.model_dump() | {"kind": objective.kind, "views": list(objective.views)},
+        "objective": recipe.objective.model_dump() | {"kind": objective.kind, **terms, "views": list(objective.views)},
         "samplers": samplers(model),
         "parameters": {"total": every, "without_embeddings": inner, "by_part": parameters_by_part(network)},
         "tokenizer": {
@@ -123,16 +127,20 @@ def parameters_by_part(network: LanguageNetwork) -> dict[str, int]:
 
 @torch.inference_mode()
 def undone(model: OpenModel, backbone: Invertible, root: Path) -> dict[str, Any]:
-    """On the first row of the last split its corpus has: log|det| there, and what forth and back leaves of an error."""
+    """log|det| on the first row of the last split of its corpus (on random tokens, where that cannot be read), and what
+    forth and back leaves of an error."""
     try:
         packed = next(iter(stages.reopen(model.run, model.parts, root).packed.values()))
     except Refusal as refusal:
-        return {"undone": f"not measured: {refusal}"}
-    tokens = torch.from_numpy(packed.split(packed.splits[-1]).rows(np.array([0]))[:, :-1])
+        shape, generator = (1, model.parts.recipe.packing.window), torch.Generator().manual_seed(0)
+        tokens, of = torch.randint(model.network.n_vocab, shape, generator=generator), f"drawn at random ({refusal})"
+    else:
+        tokens = torch.from_numpy(packed.split(packed.splits[-1]).rows(np.array([0]))[:, :-1])
+        of = f"of {packed.splits[-1]}"
     x = model.network.embedding(tokens.to(model.network.embedding.weight.device))
     layout = Layout("causal" if "next_token" in model.parts.objective.views else "full")
     return {
-        "measured_on": f"a row of {tokens.shape[1]} tokens of {packed.splits[-1]}",
+        "measured_on": f"a row of {tokens.shape[1]} tokens {of}",
         "log_det": float(backbone.log_det(x, x, layout)),
         "reconstruction_error": backbone.reconstruction_error(x, layout),
     }

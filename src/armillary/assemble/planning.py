@@ -149,7 +149,7 @@ def measure_steps(parts: Parts, n_vocab: int, n_rows: int) -> Measured:
 
     def count(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # with its graph, an output would keep what made it, and itself, for good
 
     happening = steps(learner, course, accelerator)
     with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):

@@ -94,6 +94,8 @@ def start(checked: Checked, say: Callable[[str], None]) -> TrainingRun:
     request, found = checked.request, checked.parts
     accelerator = distribution.join(found.recipe.training.device)
     distribution.share(accelerator, build.batch_rows(found), found.recipe.training.accumulation)
+    if (why := distribution.fallen_back(found.recipe.training.device)) is not None:
+        say(why)
     with accelerator.main_process_first():
         prepared = _prepare(checked, say)
     if request.minutes is not None:

@@ -201,10 +201,14 @@ class TrainingRun:
 
     def _record(self, step: Step, is_last: bool) -> None:
         if self.is_main and (step.step % self.settings.log_every == 0 or is_last or not step.is_applied):
-            n_rows = sum(packed.about["splits"]["train"]["n_rows"] for packed in self.prepared.packed.values())
-            record = asdict(step) | {"epoch": sum(step.mixture.values()) / n_rows}
+            record = asdict(step) | {"epoch": self._epoch(step.step)}
             self.run.append("metrics.jsonl", record | {"kind": "train", "attempt": self.attempt})
             self.tracker.track(step.step, record, "train")
+
+    def _epoch(self, step: int) -> float:
+        """Rows read until then, over those there are."""
+        n_rows = sum(packed.about["splits"]["train"]["n_rows"] for packed in self.prepared.packed.values())
+        return step * build.batch_rows(self.parts) / n_rows
 
     def _validate(self, learner: Learner) -> Iterator[Validation]:
         """On every corpus that has a validation split; the first one judges which checkpoint is best."""
@@ -262,7 +266,12 @@ class TrainingRun:
 
     def _save(self, learner: Learner, training_seconds: float) -> None:
         if self.is_main:
-            checkpoints.save(learner, self.run.checkpoint(learner.step), asdict(self.standing))
+            origin = {
+                "epoch": self._epoch(learner.step),
+                "seed": self.parts.recipe.seed,
+                "tokenizer_sha256": self.prepared.tokenizer.sha256,
+            }
+            checkpoints.save(learner, self.run.checkpoint(learner.step), asdict(self.standing), origin)
             self.run.update_facts(best_step=self.standing.best_step, training_seconds=training_seconds)
             checkpoints.prune(self.run, self.settings.keep_checkpoints, self.standing.best_step)
         self.accelerator.wait_for_everyone()

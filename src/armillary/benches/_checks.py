@@ -192,7 +192,7 @@ def save_load(case: Case) -> dict[str, Any]:
     for parameter in other.network.parameters():
         torch.nn.init.zeros_(parameter)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints.save(learner, Path(folder) / "step-00000000", {})
+        checkpoints.save(learner, Path(folder) / "step-00000000", {}, {})
         checkpoints.load_for_use(other.network, Path(folder) / "step-00000000")
     tokens = case.tokens[:1, :-1].to(case.device)
     with torch.inference_mode():

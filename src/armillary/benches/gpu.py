@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, field_validator
 
+from armillary import system
 from armillary.benches import _checks
 from armillary.benches._checks import CHECKS, Case, Skipped
 from armillary.benches._found import Desk, Found
@@ -39,7 +40,7 @@ class Gpu(Sized):
         """The CPU where all is skipped: shapes can be checked there."""
         if self.device != "auto":
             return super().place
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if system.gpu()[0] == "cuda" else "cpu")
 
     def check(self, desk: Desk) -> None:
         for base in self.base:

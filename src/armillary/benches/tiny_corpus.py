@@ -86,6 +86,9 @@ class TinyCorpus(Part):
         for happening in run.happenings(command="armillary bench tiny-corpus"):
             if isinstance(happening, Validation):
                 desk.say(f"step {happening.step:,}: validation {happening.loss:.4f} nats/token")
+        if run.state == "interrupted":
+            desk.say(f"interrupted; what was trained is in {run.run.path}")
+            raise KeyboardInterrupt
         return run.run
 
 

@@ -27,13 +27,15 @@ from armillary.run_folder import RunFolder
 from armillary.training import distribution
 
 MOST_WARMUP = 100
+TROUBLE = ("precision_replaced", "step_rolled_back", "checkpoint_rejected")
+"""Events that whoever asked for the run should hear of, whatever is logged."""
 logger = logging.getLogger("armillary")
 
 
 class FitOptions(Part):
     """batch_tokens: of an optimizer step, over all processes and grad_accum_steps; where the text has fewer, a step
     reads all of it. warmup_steps None: a tenth of the steps, at most 100. checkpoint_dir: the run's folder; where it
-    holds an unfinished run of the same options, that one goes on."""
+    holds a run of the same options, that one goes on where it ended."""
 
     epochs: float = Field(gt=0, allow_inf_nan=False)
     batch_tokens: int = Field(ge=1)
@@ -91,6 +93,8 @@ def start(
     """A run of a recipe on this text, in a folder. before: the model whose weights and tokenizer it goes on with."""
     options.refuse_other_launch()
     accelerator = distribution.join("auto")
+    if (why := distribution.fallen_back("auto")) is not None and accelerator.is_main_process:
+        logger.info(why)
     tokenizer = data.prepared.tokenizer.folder if before is None else before.run.tokenizer
     raw = {**raw, **data.recipe}
     if val_data is not None:
@@ -109,9 +113,11 @@ def start(
 
 
 def follow(training: TrainingRun) -> None:
-    """Runs it to its end; what happens goes to the log "armillary"."""
+    """Runs it to its end; what happens goes to the log "armillary", of the first process."""
     every, last = training.settings.log_every, training.settings.steps
     for happening in training.happenings():
+        if not training.is_main:
+            continue
         match happening:
             case Step(step=step, loss=loss) if step % every == 0 or step == last:
                 loss = "not finite" if loss is None else f"{loss:.4f} nats/token"
@@ -119,4 +125,5 @@ def follow(training: TrainingRun) -> None:
             case Validation():
                 logger.info("validation at step %d: %.4f nats/token", happening.step, happening.loss)
             case Note():
-                logger.info("%s at step %d: %s", happening.event, happening.step, happening.detail)
+                level = logging.WARNING if happening.event in TROUBLE else logging.INFO
+                logger.log(level, "%s at step %d: %s", happening.event, happening.step, happening.detail)

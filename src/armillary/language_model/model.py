@@ -7,7 +7,6 @@ import shutil
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -25,10 +24,6 @@ from armillary.run_folder import RunFolder
 KIND = "model"
 """Of the artefact that `save` writes: a run's folder with one checkpoint."""
 
-SINE: Mapping[str, Any] = MappingProxyType({"amp_init": 1.0, "freq_init": 1.0, "damp_init": 0.01, "trainable": True})
-USUAL = {"d_mlp": None, "positional_encoding": "rope", "sine_params": dict(SINE)}
-"""Arguments that a backbone without such a field may leave aside; another value is refused."""
-
 SAME = {"d_model": "model_dim", "n_layers": "num_layers", "n_heads": "num_heads"}
 """Arguments that Perigee has under the names of its own papers."""
 
@@ -38,8 +33,9 @@ USUAL_SAMPLING = {"top_p": 0.9, "temperature": 1.0}
 class LanguageModel:
     """A model of one shape. It has weights and a tokenizer once it was fitted or loaded.
 
-    base: a backbone's name; the other arguments are its fields, `options` those that have no argument of their own.
-    vocab_size None: that of the data it is fitted on.
+    base: a backbone's name; the other arguments are its fields, `options` those that have no argument of their own, and
+    None is its own default (PSANN's: four times the width, rope, sines of amplitude 1, frequency 1 and damping 0.01).
+    vocab_size None: that of the data it is fitted on. tied: whether the embedding is the head too.
     """
 
     def __init__(  # noqa: PLR0913
@@ -50,21 +46,25 @@ class LanguageModel:
         n_heads: int = 8,
         d_mlp: int | None = None,
         vocab_size: int | None = None,
-        positional_encoding: str = "rope",
-        sine_params: Mapping[str, Any] = SINE,
+        positional_encoding: str | None = None,
+        sine_params: Mapping[str, Any] | None = None,
+        tied: bool = True,
         **options: Any,
     ) -> None:
-        shape = {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "d_mlp": d_mlp}
-        if not isinstance(sine_params, Mapping):
-            raise Refusal(f"sine_params: is {type(sine_params).__name__}; give a mapping such as {dict(SINE)}")
-        usual = {"positional_encoding": positional_encoding, "sine_params": dict(sine_params)}
+        if not isinstance(tied, bool):
+            raise Refusal(f"tied: is {tied!r}; give True or False")
+        if not isinstance(sine_params, Mapping | None):
+            raise Refusal(f"sine_params: is {type(sine_params).__name__}; give a mapping such as {{'freq_init': 2.0}}")
         known = registry.find("backbones", base).model_fields
-        given = {name if name in known else SAME.get(name, name): value for name, value in shape.items()}
-        given |= {**usual, **options}
-        fields = {k: v for k, v in given.items() if k in known or k not in USUAL or v != USUAL[k]}
+        shape = {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "d_mlp": d_mlp}
+        fields = {name if name in known else SAME.get(name, name): value for name, value in shape.items()}
+        fields |= {"positional_encoding": positional_encoding, "sine_params": sine_params and dict(sine_params)}
+        fields = {name: value for name, value in fields.items() if value is not None} | options
         registry.make("backbones", base, fields)
         self.vocab_size = vocab_size
-        self._recipe: dict[str, Any] = recipes.merge(ELSE, {"model": {"backbone": {"name": base, **fields}}})
+        self._recipe: dict[str, Any] = recipes.merge(
+            ELSE, {"model": {"tied": tied, "backbone": {"name": base, **fields}}}
+        )
         self._opened: OpenModel | None = None
         self._home: _Home | None = None
         self._root = Path()
@@ -184,8 +184,8 @@ class LanguageModel:
         prompts = [prompt for prompt in given if isinstance(prompt, str)]
         if len(prompts) < len(given):
             raise Refusal("prompts: give a list of strings")
-        if max_new_tokens < 1:
-            raise Refusal(f"max_new_tokens: is {max_new_tokens}; give at least 1")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise Refusal(f"max_new_tokens: is {max_new_tokens!r}; give a whole number, at least 1")
         if not prompts:
             return []
         sampler = model.parts.sampler

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from armillary.assemble import build, training
-from armillary.language_model.fitting import follow
+from armillary.language_model.fitting import follow, logger
 from armillary.language_model.model import LanguageModel
 from armillary.refusal import Refusal
 from armillary.run_folder import RunFolder, open_run
@@ -41,7 +41,7 @@ def train(  # noqa: PLR0913
         resumes=resume,
         root=Path(root),
     )
-    run = training.start(training.check(request), lambda line: None)
+    run = training.start(training.check(request), logger.info)
     follow(run)
     if run.state == "interrupted":
         raise KeyboardInterrupt

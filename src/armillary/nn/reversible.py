@@ -121,7 +121,7 @@ class _Forgetful(torch.autograd.Function):
         states = [_random_state(a)]
         for index in range(len(plan.steps)):
             k = index % 2
-            with saved_tensors_hooks(torch.Tensor.detach, _same):  # what is kept here lives for this step only
+            with _kept_here():
                 by = _detached(plan.change(index, streams[1 - k], c)[0])
             streams[k], total = couple(streams[k], by), _more(total, by)
             states.append(_random_state(a))
@@ -140,10 +140,10 @@ class _Forgetful(torch.autograd.Function):
         d_learnt: list[Tensor | None] = []
         for index in reversed(range(len(plan.steps))):
             k = index % 2
-            with _replayed(ctx.states[index], streams[k]), saved_tensors_hooks(torch.Tensor.detach, _same):
+            with _replayed(ctx.states[index], streams[k]), _kept_here():
                 by, leaves = plan.change(index, streams[1 - k], c)
             x = uncouple(streams[k], _detached(by)).requires_grad_()
-            with torch.enable_grad(), saved_tensors_hooks(torch.Tensor.detach, _same):
+            with torch.enable_grad(), _kept_here():
                 ends = [(couple(x, by), d[k])] + ([(by[0], _spread(d_total, by[0]))] if by[0] is not None else [])
             outputs, given = zip(*ends, strict=True)
             found = torch.autograd.grad(outputs, [x, *leaves, *plan.parameters[index]], given, allow_unused=True)
@@ -153,6 +153,12 @@ class _Forgetful(torch.autograd.Function):
                 d_c = _sum(d_c, found[2])
             d_learnt[:0] = found[1 + len(leaves) :]
         return None, d[0], d[1], d_c, *d_learnt
+
+
+def _kept_here() -> saved_tensors_hooks:
+    """What a step keeps lives for that step only: hooks from outside are not told of it. Detached, since an output kept
+    with its graph would be in a cycle that no collector sees."""
+    return saved_tensors_hooks(torch.Tensor.detach, _same)
 
 
 def _same(x: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def number(key: str, value: float) -> str:
     """A figure with as many digits as its key deserves."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "not finite"
-    if key.endswith(("_per_second", "_bytes")):
+    if key.endswith(("_per_second", "_bytes", "_bytes_above_start")):
         return f"{value:,.0f}"
     if key.endswith("seconds"):
         return duration(value)
@@ -80,7 +80,9 @@ def number(key: str, value: float) -> str:
         return f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
     if key.startswith("n_") or key in _COUNTS:
         return f"{value:,.0f}"
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def interval(ends: Any, is_signed: bool = False) -> str:

@@ -25,9 +25,10 @@ from armillary.training.learner import Learner
 MODEL, OPTIMIZER, AVERAGE, STATE = "model.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"
 
 
-def save(learner: Learner, folder: Path, about: dict[str, Any]) -> None:
-    """about: plain facts of the run that a resume needs (the best validation so far, patience spent)."""
-    with artefact.writing(folder, "checkpoint", {"step": learner.step}) as beside:
+def save(learner: Learner, folder: Path, about: dict[str, Any], origin: dict[str, Any]) -> None:
+    """about: plain facts of the run that a resume needs (the best validation so far, patience spent). origin: what a
+    reader wants to know of weights found alone (epoch, seed, the tokenizer's SHA-256), for the manifest."""
+    with artefact.writing(folder, "checkpoint", {"step": learner.step, **origin}) as beside:
         _save(learner.network.state_dict(), beside / MODEL)
         _save(learner.optimizers.state_tensors(), beside / OPTIMIZER)
         if learner.average is not None:

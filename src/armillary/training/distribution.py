@@ -7,9 +7,14 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import str_to_bool
 from torch import Tensor
 
+from armillary import system
 from armillary.refusal import Refusal
+
+PLAIN = "several processes train by plain data parallelism here; launch without such options"
 
 
 def join(device: Literal["auto", "cuda", "mps", "cpu"]) -> Accelerator:
@@ -17,18 +22,27 @@ def join(device: Literal["auto", "cuda", "mps", "cpu"]) -> Accelerator:
 
     Mixed precision is ours (training.precision): accelerate is asked for none.
     """
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True, "auto": True}
-    if not has[device]:
-        raise Refusal(f"training.device: no {device} here (`armillary doctor` says why); set it to auto or cpu")
+    usable, why = (None, "") if device == "cpu" else system.gpu()  # a CUDA that is broken is not woken for a CPU
+    if device not in ("auto", "cpu", usable):
+        raise Refusal(f"training.device: {device} cannot be used here (GPU {why}); set it to auto or cpu")
+    for other in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):  # on a CPU, accelerate would leave them unread
+        if str_to_bool(os.environ.get(f"ACCELERATE_USE_{other}") or "false"):
+            raise Refusal(f"{other}: {PLAIN}")
     # cuBLAS reads it once, when it is first used: before any run knows whether it wants to be deterministic.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    accelerator = Accelerator(cpu=device == "cpu" or not (has["cuda"] or has["mps"]), mixed_precision="no")
+    before = PartialState() if PartialState._shared_state else None
+    if before is not None and before.num_processes == 1 and (str(before.device) == "cpu") != (usable is None):
+        AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run of this process was on another device
+    accelerator = Accelerator(cpu=usable is None, mixed_precision="no")
     if accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        raise Refusal(
-            f"{accelerator.distributed_type.value}: several processes train by plain data parallelism here; "
-            "launch without FSDP, DeepSpeed or TPU options"
-        )
+        raise Refusal(f"{accelerator.distributed_type.value}: {PLAIN}")
     return accelerator
+
+
+def fallen_back(device: str) -> str | None:
+    """Why a device asked for as auto is the CPU; None where it is not."""
+    usable, why = system.gpu() if device == "auto" else (device, "")
+    return f"on the CPU: a GPU is {why}" if usable is None else None
 
 
 def share(accelerator: Accelerator, n_rows: int, accumulation: int) -> list[slice]:
