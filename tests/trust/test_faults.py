@@ -504,8 +504,8 @@ def test_killed_between_the_last_checkpoint_and_the_facts(small_recipe, whole, t
     """The facts of the run are written after the checkpoint that they speak of: a resume brings them up to it."""
     save, update = checkpoints.save, RunFolder.update_facts
 
-    def save_and_die(learner, folder, about) -> None:
-        save(learner, folder, about)
+    def save_and_die(learner, folder, about, origin) -> None:
+        save(learner, folder, about, origin)
         if learner.step == STEPS:
             monkeypatch.setattr(RunFolder, "update_facts", lambda self, **facts: None)  # nothing runs in the dead
             raise Killed

@@ -94,10 +94,10 @@ def start(checked: Checked, say: Callable[[str], None]) -> TrainingRun:
     request, found = checked.request, checked.parts
     accelerator = distribution.join(found.recipe.training.device)
     distribution.share(accelerator, build.batch_rows(found), found.recipe.training.accumulation)
-    if (why := distribution.fallen_back(found.recipe.training.device)) is not None:
-        say(why)
     with accelerator.main_process_first():
         prepared = _prepare(checked, say)
+    if (why := distribution.fallen_back(found.recipe.training.device)) is not None:
+        say(why)
     if request.minutes is not None:
         found = with_minutes(found, prepared, request.minutes)
         say(f"{request.minutes:g} minutes are about {found.recipe.training.steps:,} steps")
