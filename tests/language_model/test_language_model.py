@@ -138,7 +138,8 @@ def test_every_train_option_is_in_the_recipe(data, tmp_path):
 
 
 def test_bad_options_are_refused_in_one_line(data, model, monkeypatch, tmp_path):
-    fresh = LanguageModel(**SHAPE)
+    fresh, there = LanguageModel(**SHAPE), tmp_path / "there"
+    LanguageModel(**SHAPE).fit(data, checkpoint_dir=there, **FAST)
     refused = {
         "did you mean 'warmup_steps'": lambda: fresh.fit(data, warmup_step=3),
         "warmup_steps: 99 in a run of 1": lambda: fresh.fit(data, warmup_steps=99),
@@ -162,11 +163,17 @@ def test_bad_options_are_refused_in_one_line(data, model, monkeypatch, tmp_path)
         "`save` did not make it": lambda: model.save(Path(__file__).parent),
         "did you mean 'steps'": lambda: armillary.train("demo", {"training.step": 3}, root=tmp_path),
         "is no plain value": lambda: armillary.train("demo", {"seed": data}, root=tmp_path),
+        "data nothing: no such file": lambda: armillary.train("demo", data="nothing", root=tmp_path),
+        "name a/b: it becomes a folder": lambda: armillary.train("demo", name="a/b", root=tmp_path),
+        "checkpoint 7: ": lambda: armillary.load(model.run, checkpoint="7"),
+        "device cuda:99: ": lambda: armillary.load(model.run, device="cuda:99"),
+        "or give checkpoint_dir for a new run": lambda: fresh.fit(data, checkpoint_dir=there, **FAST | {"lr": 1.0}),
     }
     for words, run in refused.items():
         with pytest.raises(Refusal) as found:
             run()
         assert words in str(found.value) and "\n" not in str(found.value)
+        assert "--" not in str(found.value).partition("torchrun ")[0]  # no word of the command line
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(Refusal, match="one of 4 processes"):
         fresh.fit(data, ddp="off")

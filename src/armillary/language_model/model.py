@@ -18,6 +18,7 @@ from armillary.assemble.build import OpenModel
 from armillary.contracts import Tokenizer
 from armillary.language_model.fitting import FitOptions, follow, start
 from armillary.language_model.text_data import ELSE, TextData, as_data, temporary
+from armillary.language_model.wording import in_python_words
 from armillary.refusal import ArmillaryWarning, Refusal
 from armillary.run_folder import RunFolder
 
@@ -82,6 +83,7 @@ class LanguageModel:
         return self
 
     @classmethod
+    @in_python_words()
     def load(cls, path: str | Path) -> LanguageModel:
         """What `save` wrote, or any run's folder, after every file was checked against its SHA-256."""
         run = RunFolder(Path(path))
@@ -107,6 +109,7 @@ class LanguageModel:
             raise Refusal("LanguageModel: has no weights yet; call fit, or load a model")
         return self._opened
 
+    @in_python_words(name="checkpoint_dir")
     def fit(
         self,
         data: TextData,
@@ -167,6 +170,7 @@ class LanguageModel:
         settings = (max_new_tokens, top_k, top_p, temperature, repetition_penalty)
         return self.generate_batch([prompt], *settings, seed=seed)[0]
 
+    @in_python_words()
     def generate_batch(
         self,
         prompts: Sequence[str],
@@ -200,6 +204,7 @@ class LanguageModel:
         drawn = int(torch.randint(2**31, ())) if seed is None else seed
         return [found.text for found in sampling.from_model(model, prompts, manner, drawn)]
 
+    @in_python_words()
     def evaluate(self, data: TextData | Iterable[str | Path] | None = None) -> dict[str, Any]:
         """The likelihood of a text, as `armillary evaluate --json` gives it: bits_per_byte, kind, interval, protocol.
 
@@ -217,6 +222,7 @@ class LanguageModel:
             packed = text.prepare(raw, model.run.tokenizer).packed["text"]
         return evaluating.evaluate(model, evaluating.Wanted(packed=packed))[0]
 
+    @in_python_words()
     def info(self) -> dict[str, Any]:
         """What it is, as `armillary info --json` says it."""
         return inspecting.inspect(self.opened, self._root)

@@ -11,10 +11,12 @@ import yaml
 from armillary.assemble import build, training
 from armillary.language_model.fitting import follow, logger
 from armillary.language_model.model import LanguageModel
+from armillary.language_model.wording import in_python_words
 from armillary.refusal import Refusal
 from armillary.run_folder import RunFolder, open_run
 
 
+@in_python_words()
 def train(  # noqa: PLR0913
     recipe: str | Path | Mapping[str, Any],
     overrides: Mapping[str, Any] | None = None,
@@ -48,6 +50,7 @@ def train(  # noqa: PLR0913
     return run.run
 
 
+@in_python_words()
 def load(
     run: RunFolder | str | Path, *, checkpoint: str = "best", device: str = "auto", root: str | Path = "."
 ) -> LanguageModel:
