@@ -70,6 +70,15 @@ def test_documents_of_a_row_stay_apart(attention, x):
     assert torch.isfinite(found).all()
 
 
+def test_a_row_in_another_order_is_near_by_its_positions(attention, x):
+    order = torch.stack([torch.randperm(L, generator=torch.Generator().manual_seed(i)) for i in range(B)])
+    layout = Layout("causal", positions=order, target_positions=order.roll(-1, 1))
+    found = attended(attention, x, layout)
+    for row, places in enumerate(order):
+        seen = (gaps(L) >= 0) & ((places[:, None] - places).abs() <= R)
+        torch.testing.assert_close(found[row], one_by_one(attention, x, seen)[row], atol=1e-12, rtol=0)
+
+
 def test_a_noisy_place_is_as_near_as_the_clean_one_it_stands_for(attention, x):
     block, both = 4, torch.cat([x + 1, x], 1)
     found = attended(attention, both, Layout("blocks", block=block))

@@ -83,6 +83,15 @@ def test_chunks_of_chunks(ahead):
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
+def test_long_rows_of_fast_and_lasting_oscillators(method):
+    """The phase is some thousand radians: its last digits are the filter."""
+    pole = Pole(torch.tensor([-1e-3, -1e-4, -1e-3]), torch.tensor([3.1, 2.9, 0.01]))
+    w = signal(1500, torch.float32) * pole.gain[:, None]
+    wanted = loop(w.double(), pole.to(torch.float64))
+    torch.testing.assert_close(respond(w, pole, method).double(), wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("ahead", [False, True])
 def test_documents_never_meet_not_even_by_rounding(method, ahead):
     ids = torch.tensor(SEGMENTS)
@@ -153,3 +162,14 @@ def test_the_bank_keeps_the_scale_of_its_input_and_is_stable_for_every_parameter
         torch.nn.init.constant_(bank.damping, value)
         decay = bank.pole.log_decay
         assert (decay < 0).all() and math.isfinite(float(respond(torch.ones(1, 600, 5, 2).double(), bank.pole).sum()))
+
+
+@pytest.mark.parametrize("value", [-1e5, -200.0, 200.0, 1e5])
+def test_no_value_of_the_parameters_breaks_a_bank(value):
+    bank, x = OscillatorBank(4, torch.rand(5), "chunked"), torch.randn(2, 40, 4)
+    for parameter in (bank.damping, bank.log_angle):
+        torch.nn.init.constant_(parameter, value)
+    bank(x, look(Layout("causal"), 40, x.device), None).square().sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in bank.parameters())
+    assert ((bank.pole.log_decay.exp() < 1) & (bank.pole.gain > 0)).all()
+    assert all(math.isfinite(fact["half_life_tokens"] + fact["a"] + fact["g"]) for fact in bank.pole.facts())

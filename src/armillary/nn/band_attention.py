@@ -1,7 +1,8 @@
 """Attention within a radius of places of the row: a sight narrowed to a band, and the ring that decoding keeps.
 
 Source: sliding windows, Beltagy et al. 2020, arXiv 2004.05150.
-Differs: the scores outside the band are computed and masked: rows here are a few radii long.
+Differs: the scores outside the band are computed and masked: rows here are a few radii long. A row that is read in
+another order is near by its positions, not by its places.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ def within(sight: Sight, radius: int, cache: Cache | None = None) -> Sight:
     layout = sight.layout
     if layout.direction != "blocks" and length <= radius + 1:
         return sight
-    places = _places(layout, length, device)
+    places = _places(layout, length, device) if layout.target_positions is None else sight.positions
     gap = places[:, :, None] - places[:, None, :]
     mask = (gap.abs() <= radius)[:, None]
     if sight.mask is not None:
         mask = mask & sight.mask
     elif sight.is_causal:
-        mask = mask & (gap >= 0)[:, None]
+        mask = mask & torch.ones(length, length, dtype=torch.bool, device=device).tril()
     return replace(sight, mask=mask, is_causal=False)
 
 

@@ -27,6 +27,9 @@ from armillary.nn.sight import Sight
 
 DECAYS = (0.9, 0.999)
 """α at the start: half-lives of 6.6 to 693 tokens."""
+RATES = (1e-7, 80.0)
+"""-log α at the least and the most: beyond them α is 1 or 0 in float32, and what it is made of has no gradient."""
+LARGEST_LOG_ANGLE = 10.0
 
 
 class OscillatorBank(nn.Module):
@@ -50,7 +53,7 @@ class OscillatorBank(nn.Module):
     @property
     def pole(self) -> Pole:
         """|λ| < 1 for every value of the parameters."""
-        return Pole(-F.softplus(self.damping), self.log_angle.exp())
+        return Pole(-F.softplus(self.damping).clamp(*RATES), self.log_angle.clamp(max=LARGEST_LOG_ANGLE).exp())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OscillatorBank:
         """A cast to half precision leaves λ alone: powers of a rounded one are of another filter."""

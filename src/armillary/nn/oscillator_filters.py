@@ -3,6 +3,7 @@
 Source: h_t = λ h_{t-1} + w_t with λ = α e^{jθ}, a convolution with λ^τ: Gu et al. 2021, arXiv 2111.00396 (by FFT);
 Hillis & Steele 1986 (by doubling); Dao & Gu 2024, arXiv 2405.21060 (in chunks).
 Differs: chunks of both directions are one product with λ^|t-s|, whose first and last places go to the neighbours.
+Powers of λ are taken in float64: in float32 the phase n θ has lost its last digits after some hundred steps.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ class Pole(NamedTuple):
         """γ = sqrt(1 - α²): driven by white noise, the state's variance is the noise's."""
         return (-torch.expm1(2 * self.log_decay)).sqrt()
 
+    def to(self, dtype: torch.dtype) -> Pole:
+        return Pole(self.log_decay.to(dtype), self.angle.to(dtype))
+
     def every(self, n: int) -> Pole:
         """Of a filter that sees one step in n."""
         return Pole(n * self.log_decay, n * self.angle)
@@ -73,7 +77,7 @@ def respond(
     if w.shape[1] <= 1 or not len(w):
         return w
     with torch.autocast(w.device.type, enabled=False):
-        x = w.permute(2, 0, 1, 3)
+        x, pole = w.permute(2, 0, 1, 3), pole.to(torch.float32 if w.device.type == "mps" else torch.float64)
         out = METHODS[method](x, pole, ahead) if ids is None else _doubled(x, pole, ahead, ids)
     return out.permute(1, 2, 0, 3)
 
@@ -84,7 +88,7 @@ def _chunked(x: Float[Tensor, "M N T 2"], pole: Pole, ahead: bool) -> Float[Tens
     place = torch.arange(size, device=x.device)
     lags = place - place[:, None]
     chunks = F.pad(x, (0, 0, 0, -length % size)).reshape(n_oscillators, -1, 2 * size)
-    out = torch.bmm(chunks, _matrix(pole, lags.abs() if ahead else lags))
+    out = torch.bmm(chunks, _matrix(pole, lags.abs() if ahead else lags).to(x.dtype))
     if length > size:
         ends = out.view(n_oscillators, n_rows, -1, size, 2)
         coarse = pole.every(size)
@@ -95,7 +99,7 @@ def _chunked(x: Float[Tensor, "M N T 2"], pole: Pole, ahead: bool) -> Float[Tens
             carried.append(F.pad(later, (0, 0, 0, 1)))
             distances.append(size - place)
         into = torch.cat(carried, dim=-1).flatten(1, 2)
-        out = torch.baddbmm(out, into, _matrix(pole, torch.stack(distances)))
+        out = torch.baddbmm(out, into, _matrix(pole, torch.stack(distances)).to(x.dtype))
     return out.view(n_oscillators, n_rows, -1, 2)[:, :, :length]
 
 
@@ -114,7 +118,7 @@ def _doubled(
         return _doubled(x, pole, False, ids) + _doubled(x.flip(2), pole, False, back).flip(2) - x
     lag = 1
     while lag < x.shape[2]:
-        power = pole.power(torch.full((), lag, device=x.device))[:, None, None]
+        power = pole.power(torch.full((), lag, device=x.device))[:, None, None].to(x.dtype)
         before = times(F.pad(x[:, :, :-lag], (0, 0, lag, 0)), power)
         if ids is not None:
             is_same = F.pad(ids[:, lag:] == ids[:, :-lag], (lag, 0))
@@ -126,7 +130,7 @@ def _doubled(
 def _by_fft(x: Float[Tensor, "M N T 2"], pole: Pole, ahead: bool) -> Float[Tensor, "M N T 2"]:
     """Rounding reaches every step of a row from every other."""
     length = x.shape[2]
-    kernel = torch.view_as_complex(pole.power(torch.arange(length, device=x.device)))
+    kernel = torch.view_as_complex(pole.power(torch.arange(length, device=x.device)).to(x.dtype))
     later = kernel[:, 1:].flip(1) * ahead
     kernel = torch.cat([kernel, torch.zeros_like(kernel[:, :1]), later], dim=1)
     spectrum = torch.fft.fft(torch.view_as_complex(x.contiguous()), n=2 * length) * torch.fft.fft(kernel)[:, None]
