@@ -114,7 +114,7 @@ def reconstruction(depth: int, coupling: str, arithmetic: str, device: str) -> f
     dtype = torch.float64 if arithmetic == "fp64" else torch.float32
     x = torch.randn(ROWS, LENGTH, WIDTH, device=device, dtype=dtype)
     with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=arithmetic == "bf16"):
-        return network.to(dtype).reconstruction_error(x, Layout("causal"))
+        return network.to(dtype).reconstruction_error(x, x, Layout("causal"))
 
 
 if __name__ == "__main__":

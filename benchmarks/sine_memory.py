@@ -38,7 +38,7 @@ def main() -> None:
                 f"  {1e3 * statistics.median(one['seconds']):7.1f} ms"
                 "  {:.2f} x GELU ({:.2f}-{:.2f})".format(*slower)
             )
-    print(write("sine_memory", readings, "python benchmarks/sine_memory.py"))
+    print(write("sine_memory", readings, " ".join(["python benchmarks/sine_memory.py", *arguments])))
 
 
 def in_turn(precision: str, n_rounds: int) -> dict[str, dict[str, Any]]:

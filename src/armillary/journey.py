@@ -76,7 +76,9 @@ def demo(root: Path, minutes: float, overrides: Sequence[str], say: Callable[[st
         changes = _changes(steps, found)
         found = parts_of.resolve(override(found.recipe.model_dump(mode="json"), changes))
         say(f"{name}: {found.recipe.training.steps:,} steps of {found.recipe.objective.name}")
-        training_run = TrainingRun(found, prepared, run, distribution.join("auto"), fingerprint(raw(name)))
+        training_run = TrainingRun(
+            found, prepared, run, distribution.join(found.recipe.training.device), fingerprint(raw(name))
+        )
         commands += _commands(name, run, root, overrides, changes)
         outcome = follow(training_run, commands[-2])
         if outcome["state"] == "interrupted":

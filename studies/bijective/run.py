@@ -50,7 +50,7 @@ SAMPLERS = {name: {"name": "ancestral", "steps": 64} for name in OBJECTIVES} | {
 }
 """Each draws from its model's own law."""
 ORDERS = ("left_to_right", "random")
-ROUNDS = 7
+ROUNDS = 5
 SETTINGS = ("steps", "width", "bound_tokens", "exact_tokens")
 MACHINE = ("processor", "cpu_capability", "python", "torch")
 N_TEXTS, N_TEXT_TOKENS = 48, 127
@@ -216,25 +216,17 @@ def beside(judge: RunFolder, asked: argparse.Namespace) -> dict[str, Any]:
 
 def timed(asked: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     """A few steps of each, in turn, several times: seconds of a step, bytes kept for its backward pass by the hooks of
-    autograd, and how much a process of its own grows in its steps, whoever keeps what."""
+    autograd; and once, how much a process of its own grows in its steps, whoever keeps what."""
     found: dict[str, list[dict[str, float]]] = {}
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
         for objective in OBJECTIVES:
             for backbone in BACKBONES:
-                name = f"{objective} {backbone}"
                 one = dataclasses.asdict(some_steps(objective, backbone, asked))
-                words = [
-                    sys.executable,
-                    __file__,
-                    asked.data,
-                    asked.root,
-                    "--width",
-                    str(asked.width),
-                    "--peak-of",
-                    name,
-                ]
-                done = subprocess.run(words, check=True, capture_output=True, text=True)
-                found.setdefault(name, []).append(one | json.loads(done.stdout))
+                if number == 0:
+                    words = [sys.executable, __file__, asked.data, asked.root, "--width", str(asked.width)]
+                    words += ["--peak-of", f"{objective} {backbone}"]
+                    one |= json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+                found.setdefault(f"{objective} {backbone}", []).append(one)
     return found
 
 
@@ -257,23 +249,21 @@ def likelihoods(cells: Cells, references: dict[str, Any]) -> Iterator[str]:
     yield f"| {' | '.join([*columns, '95 % over documents'])} |"
     yield "|" + " --- |" * 2 + " ---: |" * 5
     for (objective, blocks), found in cells.items():
-        standard = cells[objective, "standard"]
-        more = [
-            one["own"]["bits_per_byte"] - other["own"]["bits_per_byte"]
-            for one, other in zip(found, standard, strict=True)
-        ]
-        nats = over_seeds(found) - over_seeds(standard)
-        between = comparison.interval(nats, np.array(found[0]["documents"]["bytes"]))
-        last = (
-            ["", ""]
-            if blocks == "standard"
-            else [spread(more, signed=True), "{:+.3f} to {:+.3f}".format(*between or (math.nan,) * 2)]
-        )
-        yield row(objective, blocks, f"{found[0]['parameters']:,}", *figure([one["own"] for one in found]), *last)
+        more = ["", ""] if blocks == "standard" else differences(found, cells[objective, "standard"])
+        yield row(objective, blocks, f"{found[0]['parameters']:,}", *figure([one["own"] for one in found]), *more)
     for one in references["others"]:
         yield row(one["name"], "", "", f"{one['bits_per_byte']:.3f}", "", "", "")
-    own = references["own"]["protocol"]
-    yield f"\n{own['n_documents']} documents, {references['own']['n_tokens']:,} tokens; {cells['autoregressive', 'standard'][0]['n_tokens']:,} tokens were read in training."
+    own, n_read = references["own"], next(iter(cells.values()))[0]["n_tokens"]
+    yield f"\n{own['protocol']['n_documents']} documents, {own['n_tokens']:,} tokens; read in training: {n_read:,}."
+
+
+def differences(found: Sequence[dict[str, Any]], standard: Sequence[dict[str, Any]]) -> list[str]:
+    each = zip(found, standard, strict=True)
+    more = [one["own"]["bits_per_byte"] - other["own"]["bits_per_byte"] for one, other in each]
+    nats = over_seeds(found) - over_seeds(standard)
+    between = comparison.interval(nats, np.array(found[0]["documents"]["bytes"]))
+    assert between is not None, "two documents or more"
+    return [spread(more, signed=True), "{:+.3f} to {:+.3f}".format(*between)]
 
 
 def orders(cells: Cells) -> Iterator[str]:
@@ -298,7 +288,7 @@ def texts(cells: Cells) -> Iterator[str]:
 
 
 def cost(steps: dict[str, Any]) -> Iterator[str]:
-    yield "| objective | blocks | kept for the backward pass, MiB | the process grows by, MiB | a step, s | of standard |"
+    yield "| objective | blocks | kept for the backward pass, MiB | a process grows by, MiB | a step, s | of standard |"
     yield "| --- | --- | ---: | ---: | ---: | ---: |"
     for name, found in steps.items():
         if name == "machine":
@@ -306,11 +296,10 @@ def cost(steps: dict[str, Any]) -> Iterator[str]:
         objective, blocks = name.split()
         seconds = [one["seconds"] for one in found]
         ratios = [one / other["seconds"] for one, other in zip(seconds, steps[f"{objective} standard"], strict=True)]
-        more = (
-            "" if blocks == "standard" else f"{statistics.median(ratios):.2f} × ({min(ratios):.2f}–{max(ratios):.2f})"
-        )
-        kept_mib, peak = (statistics.median(one[key] for one in found) / 2**20 for key in ("kept_bytes", "peak_bytes"))
-        yield row(objective, blocks, f"{kept_mib:.0f}", f"{peak:.0f}", f"{statistics.median(seconds):.2f}", more)
+        more = f"{statistics.median(ratios):.2f} × ({min(ratios):.2f}–{max(ratios):.2f})"
+        kept_mib, peak = (found[0][key] / 2**20 for key in ("kept_bytes", "peak_bytes"))
+        figures = [f"{kept_mib:.0f}", f"{peak:.0f}", f"{statistics.median(seconds):.2f}"]
+        yield row(objective, blocks, *figures, "" if blocks == "standard" else more)
 
 
 def row(objective: str, *others: str) -> str:

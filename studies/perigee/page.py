@@ -70,7 +70,8 @@ def curves(root: Path, unigram: float) -> None:
 
 def samples(root: Path, name: str) -> None:
     print(f"\n`{name}`:")
-    for one in json.loads((root / f"{name}-texts.json").read_text()):
+    """Two of what was trained to be good, one of the others."""
+    for one in json.loads((root / f"{name}-texts.json").read_text())[: 2 if name in DRAWN else 1]:
         print(f"\n> **{one['prompt']}** {one['text'].strip()}")
 
 

@@ -22,7 +22,7 @@ study() { # NAME, options of a new run; its references are those of the same tok
   fi
   armillary sample "$name" --root "$root" --json --prompt "The game" --max-new-tokens 40 --n 2 --steps 40 \
     > "$root/$name-texts.json"
-  armillary evaluate "$name" --root "$root" --json --samples 4 --tokens 50000 --references > "$root/part"
+  armillary evaluate "$name" --root "$root" --json --samples 8 --tokens 50000 --references > "$root/part"
   mv "$root/part" "$root/$name.json"
 }
 
@@ -30,3 +30,4 @@ study perigee-smoke --set training.log_every=1
 study perigee
 study perigee-long --minutes "$minutes"
 study perigee-long-transformer --steps "$(steps perigee-long)"
+armillary compare perigee-long perigee-long-transformer --root "$root" --samples 8 --tokens 50000

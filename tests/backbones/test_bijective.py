@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from armillary.backbones import bijective
 from armillary.contracts import Layout
 from armillary.model.network import count_parameters, meta_network
+from armillary.nn import reversible
 from armillary.refusal import Refusal
 from armillary.registry import find, make
 
@@ -52,7 +54,27 @@ def test_the_end_alone_gives_the_beginning_back(coupling, dtype, depth):
         again = torch.stack(network.inverse(a, b, layout, level))
         error = float((back - x).abs().max() / x.abs().max())
         assert torch.equal(back, again) and error < TOLERANCE[coupling, dtype]
-    assert network.reconstruction_error(x[0], layout) < TOLERANCE[coupling, dtype]
+    assert network.reconstruction_error(*x, layout) < TOLERANCE[coupling, dtype]
+
+
+def test_an_inverse_that_gives_back_what_it_kept_is_seen(monkeypatch):
+    """As the prototype's did: planted."""
+    kept, run = [], reversible.run
+
+    def keeping(steps, a, b, *more, **how):
+        kept.append((a, b))
+        return run(steps, a, b, *more, **how)
+
+    monkeypatch.setattr(bijective, "run", keeping)
+    monkeypatch.setattr(bijective, "undo", lambda steps, a, b, c: kept[-1])
+    with pytest.raises(AssertionError):
+        test_the_end_alone_gives_the_beginning_back("additive", torch.float64, 1)
+
+
+def test_what_is_dropped_at_random_cannot_be_undone():
+    network = backbone(dropout=0.1).train()
+    with pytest.raises(Refusal, match="evaluation mode"):
+        network.inverse(*torch.randn(2, 1, L, D), Layout("full"))
 
 
 @pytest.mark.parametrize("coupling", ["additive", "affine"])

@@ -139,7 +139,8 @@ def test_every_train_option_is_in_the_recipe(data, tmp_path):
 
 def test_bad_options_are_refused_in_one_line(data, model, monkeypatch, tmp_path):
     fresh, there = LanguageModel(**SHAPE), tmp_path / "there"
-    LanguageModel(**SHAPE).fit(data, checkpoint_dir=there, **FAST)
+    LanguageModel(**SHAPE).fit(data, checkpoint_dir=there, epochs=2, **FAST)
+    model.save(tmp_path / "saved")
     refused = {
         "did you mean 'warmup_steps'": lambda: fresh.fit(data, warmup_step=3),
         "warmup_steps: 99 in a run of 1": lambda: fresh.fit(data, warmup_steps=99),
@@ -168,6 +169,15 @@ def test_bad_options_are_refused_in_one_line(data, model, monkeypatch, tmp_path)
         "checkpoint 7: ": lambda: armillary.load(model.run, checkpoint="7"),
         "device cuda:99: ": lambda: armillary.load(model.run, device="cuda:99"),
         "or give checkpoint_dir for a new run": lambda: fresh.fit(data, checkpoint_dir=there, **FAST | {"lr": 1.0}),
+        "has done 4; ask for as many": lambda: fresh.fit(data, checkpoint_dir=there, **FAST),
+        "holds a saved model": lambda: fresh.fit(data, checkpoint_dir=tmp_path / "saved", epochs=60, **FAST),
+        "more than the 8 windows": lambda: fresh.fit(data, grad_accum_steps=9),
+        "all of it would be read": lambda: fresh.fit(
+            data, val_data=TextData(LINES, "simple", max_length=4, val_split=0.5)
+        ),
+        "give a mapping such as {'training.steps": lambda: armillary.train("demo", ["seed=1"]),  # type: ignore[arg-type]
+        "max_new_tokens: is True": lambda: model.generate("a", max_new_tokens=True),
+        "seed: is -1": lambda: model.generate("a", seed=-1),
     }
     for words, run in refused.items():
         with pytest.raises(Refusal) as found:
@@ -255,6 +265,29 @@ def test_python_and_the_command_line_give_the_same(tmp_path, capsys):
     assert gap(armillary.load(third), model) == 0
 
 
+def test_torchs_own_generator_and_the_weights_are_left_as_they_were(data, tmp_path):
+    """Texts may be drawn in bf16; figures are those of fp32, whatever was drawn before."""
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    LanguageModel(**SHAPE, dropout=0.1).fit(data, checkpoint_dir=tmp_path / "run", **FAST)
+    recipe = tmp_path / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("  precision: fp32\n  compile", "  precision: bf16\n  compile"))
+    model = armillary.load(tmp_path / "run", checkpoint=2)
+    assert torch.equal(before, torch.get_rng_state())
+    assert model.opened.parts.recipe.sampling.precision == "bf16"
+    figure, texts = model.evaluate(data)["nats"], []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        texts.append(model.generate("hello", 12, top_p=None, temperature=2.0))
+    assert texts[0] == texts[1] != texts[2]
+    assert model.evaluate(data)["nats"] == figure
+
+
+def test_a_text_without_a_held_out_part_is_measured_with_a_warning(model):
+    with pytest.warns(ArmillaryWarning, match="no held-out part"):
+        assert model.evaluate()["protocol"]["split"] == "train"
+
+
 def test_texts_are_measured_whole(model):
     found = model.evaluate(["hello world", "goodnight moon and all the stars"])
     assert found["n_bytes"] == 43 and found["bits_per_byte"] < 1.5 < model.evaluate(["xylophone"])["bits_per_byte"]
@@ -291,7 +324,7 @@ def test_a_model_of_another_objective_draws_with_its_own_sampler(text_file, tmp_
     model = armillary.load(run)
     assert model.generate("the", 5, seed=1) == armillary.load("mdlm-smoke", root=tmp_path).generate("the", 5, seed=1)
     assert model.opened.parts.recipe.objective.name == "masked_diffusion"
-    with pytest.raises(Refusal, match="has no repetition_penalty"):
+    with pytest.raises(Refusal, match="has no repetition_penalty"), pytest.warns(ArmillaryWarning, match="room for 61"):
         model.generate("the", repetition_penalty=2.0)
     model.fit(TextData(["the text"] * 30, max_length=16), amp="fp32", batch_tokens=32)
     assert model.opened.parts.recipe.objective.name == "masked_diffusion" and model.run.facts()["steps"] > 1

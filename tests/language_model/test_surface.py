@@ -31,7 +31,7 @@ SURFACE = {
     "LanguageModel.info": "(self) -> 'dict[str, Any]'",
     "LanguageModel.save": "(self, path: 'str | Path') -> 'None'",
     "LanguageModel.load": "(path: 'str | Path') -> 'LanguageModel'",
-    "load": "(run: 'RunFolder | str | Path', *, checkpoint: 'str' = 'best', device: 'str' = 'auto', "
+    "load": "(run: 'RunFolder | str | Path', *, checkpoint: 'str | int' = 'best', device: 'str' = 'auto', "
     "root: 'str | Path' = '.') -> 'LanguageModel'",
     "train": "(recipe: 'str | Path | Mapping[str, Any]', overrides: 'Mapping[str, Any] | None' = None, *, "
     "data: 'str | Path | None' = None, tokenizer: 'str | Path | None' = None, name: 'str | None' = None, "
@@ -48,6 +48,7 @@ OPTIONS = {
     "grad_clip": 1.0,
     "grad_accum_steps": 1,
     "grad_checkpoint": False,
+    "compile": False,
     "checkpoint_dir": None,
     "log_interval_steps": 10,
     "save_interval_steps": 500,

@@ -133,7 +133,8 @@ def test_bad_input_is_refused_in_one_line(tokenizer, tmp_path):
         "did you mean 'sentencepiece'": lambda: TextData(TEXTS, tokenizer="sentencepeice"),
         "'val_split'": lambda: TextData(TEXTS, val_split=1.0),
         "'max_length'": lambda: TextData(TEXTS, max_length=1),
-        "no tokenizer at": lambda: TextData(TEXTS, tokenizer_model_path=tmp_path),
+        "tokenizer is 'None'": lambda: TextData(TEXTS, tokenizer=None),  # type: ignore[arg-type]
+        "no tokenizer of ours at": lambda: TextData(TEXTS, tokenizer_model_path=tmp_path),
         "is a character tokenizer": lambda: TextData(TEXTS, tokenizer="tokenizers", tokenizer_model_path=tokenizer),
     }
     for words, call in refused.items():
@@ -149,11 +150,14 @@ def test_bad_input_is_refused_in_one_line(tokenizer, tmp_path):
         (["no-such-file.txt"], "no file is called 'no-such-file.txt'"),
         (["there.txt", "missing.txt"], "no file is called 'missing.txt'"),
         (["there.txt", "two words"], "no file is called 'two words'"),
+        (["folder"], "'folder' is a folder"),
+        ([Path("folder"), "there.txt"], "'folder' is a folder"),
         (None, "is NoneType"),
     ],
 )
 def test_a_path_that_is_not_there_is_no_text(tmp_path, monkeypatch, given, needle):
     monkeypatch.chdir(tmp_path)
     Path("there.txt").write_text("some text\n")
+    Path("folder").mkdir()
     with pytest.raises(Refusal, match=re.escape(needle)):
         TextData(given)

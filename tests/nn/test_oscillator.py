@@ -83,6 +83,15 @@ def test_chunks_of_chunks(ahead):
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_place_that_is_counted_twice_is_seen(method, monkeypatch):
+    """By the filter and by the one that comes back: planted."""
+    right = METHODS[method]
+    monkeypatch.setitem(METHODS, method, lambda x, pole, ahead: right(x, pole, ahead) + x * ahead)
+    with pytest.raises(AssertionError):
+        test_every_method_is_the_loop_forward_and_backward(method, True, 31, torch.float32, 1e-5)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_long_rows_of_fast_and_lasting_oscillators(method):
     """The phase is some thousand radians: its last digits are the filter."""
     pole = Pole(torch.tensor([-1e-3, -1e-4, -1e-3]), torch.tensor([3.1, 2.9, 0.01]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,10 @@ from armillary.training.loop import Course
 
 
 def network(parts: Parts, n_vocab: int) -> LanguageNetwork:
-    """Initialised from the recipe's seed alone."""
-    torch.manual_seed(key(parts.recipe.seed, "initialisation"))
-    return LanguageNetwork(parts.backbone, n_vocab, **network_options(parts))
+    """Initialised from the recipe's seed alone; torch's own generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(parts.recipe.seed, "initialisation"))
+        return LanguageNetwork(parts.backbone, n_vocab, **network_options(parts))
 
 
 def network_options(parts: Parts) -> dict[str, Any]:
@@ -102,6 +105,13 @@ class OpenModel:
     network: LanguageNetwork
     step: int
     checkpoint: str
+
+    @cached_property
+    def sampled_from(self) -> LanguageNetwork:
+        """The network in the precision that its recipe samples in; figures are measured on the network as it is."""
+        if self.parts.recipe.sampling.precision != "bf16":
+            return self.network
+        return copy.deepcopy(self.network).bfloat16()
 
 
 def open_model(

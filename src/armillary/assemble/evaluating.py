@@ -60,6 +60,9 @@ def evaluate(model: OpenModel, wanted: Wanted, progress: Progress | None = None)
     results = []
     for name, packed in _texts(model, wanted).items():
         split = wanted.split or packed.splits[-1]
+        if wanted.split is None and split == "train" and wanted.packed is None:
+            message = f"{model.run.name}: its text has no held-out part; this is what it was trained on"
+            warnings.warn(message, ArmillaryWarning, stacklevel=2)
         windowing = _windowing(model, wanted)
         scoring, told = _scoring(model, wanted), progress
         if isinstance(scoring, InOrder) and progress is not None:  # one window may take long: its rows are counted

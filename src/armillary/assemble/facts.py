@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from armillary import artefact
 from armillary.assemble import build
 from armillary.assemble.parts import Parts
 from armillary.assemble.stages import Prepared
@@ -62,6 +64,20 @@ def refuse_edited_recipe(run: RunFolder, asked: dict[str, Any], asked_hash: str)
         raise Refusal(
             f"recipe {own['name']} changed since run '{run.name}' began; resume with {run.recipe_file} "
             "(and --set for what may change), or give --name for a new run"
+        )
+
+
+def refuse_saved_model(run: RunFolder) -> None:
+    """What `LanguageModel.save` wrote is sealed: a file more, and it could not be opened again."""
+    if (run.path / artefact.MANIFEST).is_file():
+        raise Refusal(f"{run.path}: holds a saved model, which stays as it is; give --name for a new run")
+
+
+def refuse_fewer_steps(checkpoint: Path, steps: int) -> None:
+    done = int(checkpoint.name.removeprefix("step-"))
+    if steps < done:
+        raise Refusal(
+            f"training.steps: {steps}, and {checkpoint.parent.parent} has done {done}; ask for as many or more"
         )
 
 

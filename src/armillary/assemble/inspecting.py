@@ -50,7 +50,7 @@ class Invertible(Protocol):
 
     def log_det(self, a: Tensor, b: Tensor, layout: Layout) -> Tensor: ...
 
-    def reconstruction_error(self, x: Tensor, layout: Layout) -> float: ...
+    def reconstruction_error(self, a: Tensor, b: Tensor, layout: Layout) -> float: ...
 
 
 def inspect(model: OpenModel, root: Path = Path()) -> dict[str, Any]:
@@ -86,6 +86,7 @@ def inspect(model: OpenModel, root: Path = Path()) -> dict[str, Any]:
             "seconds": facts.get("training_seconds"),
             "best_step": facts.get("best_step"),
             "best_bits_per_byte": facts.get("best_bits_per_byte"),
+            "best_kind": objective.kind,
             "corpora": {name: corpus.get("name") for name, corpus in facts.get("corpora", {}).items()},
         },
         "details": details(model, root),
@@ -137,12 +138,16 @@ def undone(model: OpenModel, backbone: Invertible, root: Path) -> dict[str, Any]
     else:
         tokens = torch.from_numpy(packed.split(packed.splits[-1]).rows(np.array([0]))[:, :-1])
         of = f"of {packed.splits[-1]}"
-    x = model.network.embedding(tokens.to(model.network.embedding.weight.device))
+    tokens = tokens.to(model.network.embedding.weight.device)
+    if model.network.encoder is not None:
+        streams, of = model.network.encode(tokens)[0].chunk(2, dim=-1), f"{of}, at the means of their latents"
+    else:
+        streams = [model.network.embedding(tokens)] * 2
     layout = Layout("causal" if "next_token" in model.parts.objective.views else "full")
     return {
         "measured_on": f"a row of {tokens.shape[1]} tokens {of}",
-        "log_det": float(backbone.log_det(x, x, layout)),
-        "reconstruction_error": backbone.reconstruction_error(x, layout),
+        "log_det": float(backbone.log_det(*streams, layout)),
+        "reconstruction_error": backbone.reconstruction_error(*streams, layout),
     }
 
 

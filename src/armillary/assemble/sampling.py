@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def from_model(
 ) -> list[Continuation]:
     """`continuations` in the precision the recipe names, compiled where it says so."""
     compiled = model.parts.recipe.sampling.compile
-    return continuations(_network(model, manner), model.tokenizer, prompts, manner, seed, watch, compiled=compiled)
+    return continuations(model.sampled_from, model.tokenizer, prompts, manner, seed, watch, compiled=compiled)
 
 
 def continuations(
@@ -146,7 +147,7 @@ def infill(
     Row i draws from (seed, i). Raises Refusal where there is no hole, or the sampler fills none.
     """
     rows = template_rows(model, templates, manner)
-    found = _resolved(_network(model, manner), model.tokenizer, rows, manner, (seed, NEVER | {EOS}, watch))
+    found = _resolved(model.sampled_from, model.tokenizer, rows, manner, (seed, NEVER | {EOS}, watch))
     filled = []
     for row, (tokens, n_evaluations) in zip(rows, found, strict=True):
         holes = [model.tokenizer.decode(hole) for hole in row.holes(tokens)]
@@ -228,7 +229,12 @@ def _resolved(
 def _states(
     network: LanguageNetwork, rows: Sequence[Row], manner: Manner, seed: int, forbidden: frozenset[int]
 ) -> Iterator[tuple[list[int], State]]:
-    """Rows of one length at a time: padding would be more positions to see, and another text."""
+    """Rows of one length at a time: padding would be more positions to see, and another text.
+
+    What is not left to right draws in float64, which mps lacks: there a copy on the CPU is asked.
+    """
+    if network.embedding.weight.device.type == "mps":
+        network = copy.deepcopy(network).cpu()
     device = network.embedding.weight.device
     own = slice(1 if manner.view == "any_order" else 0, None)  # that view reads bos itself, in front of the row
     groups: dict[int, list[int]] = {}
@@ -281,10 +287,3 @@ def _continuation(tokens: list[int], tokenizer: Tokenizer, n_evaluations: float)
     # Not `decode`, which begins a text: words that follow a prompt keep the space before them.
     text = b"".join(map(tokenizer.token_bytes, kept)).decode("utf-8", errors="replace")
     return Continuation(kept, text, finish, None, len(kept) + has_ended, n_evaluations)
-
-
-def _network(model: OpenModel, manner: Manner) -> LanguageNetwork:
-    """In the recipe's precision. What is not left to right draws in float64, which mps lacks: it goes to the CPU."""
-    network = model.network.bfloat16() if model.parts.recipe.sampling.precision == "bf16" else model.network
-    is_on_mps = next(network.parameters()).device.type == "mps"
-    return network.cpu() if is_on_mps and manner.view != "next_token" else network

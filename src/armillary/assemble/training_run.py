@@ -84,6 +84,7 @@ class TrainingRun:
         Raises Refusal before anything is written where the run cannot start; NonFinite as the loop does.
         """
         if self.run.exists():
+            facts_of.refuse_saved_model(self.run)
             facts_of.refuse_other_recipe(self.run, self.parts.recipe)
             facts_of.refuse_other_text(self.run, self.prepared)
         self._refuse_idle_options()
@@ -143,6 +144,8 @@ class TrainingRun:
     def _go_on(self, learner: Learner, course: Course, facts: dict[str, Any]) -> list[Note]:
         rejected: list[str] = []
         newest = checkpoints.newest_valid(self.run, rejected)
+        if newest is not None:
+            facts_of.refuse_fewer_steps(newest, self.settings.steps)
         notes = [self._note(0, "checkpoint_rejected", why) for why in rejected]
         if newest is not None:
             self.standing = Standing(**checkpoints.load(learner, newest))

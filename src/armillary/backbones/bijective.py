@@ -137,11 +137,13 @@ class BijectiveBackbone(nn.Module):
         noise_level: Float[Tensor, " B #L"] | None = None,
         where: Bool[Tensor, "B L"] | None = None,
     ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
-        """What `streams` began with, from what it ended with alone; in evaluation mode, where nothing is dropped.
+        """What `streams` began with, from what it ended with alone.
 
-        Raises Refusal where a block is not reversible.
+        Raises Refusal where a block is not reversible, or where something would be dropped at random.
         """
         self._refuse_hybrid()
+        if self.training and self.shape.dropout:
+            raise Refusal("backbone bijective: is undone in evaluation mode, where nothing is dropped; call eval()")
         ((_, steps),) = self._runs(a, layout, None, where)
         return undo(steps, a, b, self._condition(noise_level))
 
@@ -157,10 +159,10 @@ class BijectiveBackbone(nn.Module):
         return self.streams(a, b, layout, noise_level)[2].sum(1)
 
     @torch.no_grad()
-    def reconstruction_error(self, x: Float[Tensor, "B L D"], layout: Layout) -> float:
-        """The most that inverse(streams(x, x)) differs from x, over the largest entry of x; in evaluation mode."""
-        a, b, _ = self.streams(x, x, layout)
-        return float((torch.stack(self.inverse(a, b, layout)) - x).abs().max() / x.abs().max())
+    def reconstruction_error(self, a: Float[Tensor, "B L D"], b: Float[Tensor, "B L D"], layout: Layout) -> float:
+        """The most that inverse(streams(a, b)) differs from (a, b), over their largest entry."""
+        begun, *ended = torch.stack([a, b]), *self.streams(a, b, layout)[:2]
+        return float((torch.stack(self.inverse(*ended, layout)) - begun).abs().max() / begun.abs().max())
 
     def describe(self) -> dict[str, Any]:
         """Plain facts, for people."""

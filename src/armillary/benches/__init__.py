@@ -43,8 +43,11 @@ def prepare(name: str, fields: Mapping[str, Any], *, is_quick: bool = False) -> 
     made = {}
     for one, part in classes.items():
         own = {field: value for field, value in fields.items() if field in part.model_fields}
-        quick = {field: value for field, value in part.quick.items() if field != "megabytes" or not own.get("data")}
-        made[one] = registry.check(part, {**(quick if is_quick else {}), **own}, f"bench {one}")
+        if is_quick:
+            quick = {field: value for field, value in part.quick.items() if field != "megabytes" or not own.get("data")}
+            both = {"overrides": (*quick["overrides"], *own["overrides"])} if "overrides" in quick.keys() & own else {}
+            own = quick | own | both
+        made[one] = registry.check(part, own, f"bench {one}")
     return made
 
 

@@ -18,13 +18,14 @@ from armillary.refusal import nearest
 
 
 class Gpu(Sized):
-    """only: names of checks, all by default. device auto: the CUDA device, and all is skipped where there is none; cpu:
-    the same checks, on the CPU. Throughput is in bf16 where the hardware has it, as training is."""
+    """only: names of checks, all by default. device auto: the CUDA device, and all is skipped where there is none, or
+    where it is mps; cpu: the same checks, on the CPU. Throughput is in bf16 where the hardware has it, as training
+    is."""
 
     only: tuple[str, ...] = ()
     window: int = Field(512, ge=2)
     rows: int = Field(8, ge=1)
-    device: Literal["auto", "cuda", "cpu"] = "auto"  # type: ignore[assignment]
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # type: ignore[assignment]
     quick: ClassVar = {"d_model": 16, "n_layers": 2, "n_heads": 2, "n_vocab": 64, "window": 16, "rows": 4}
 
     @field_validator("only")
@@ -38,7 +39,7 @@ class Gpu(Sized):
     @property
     def place(self) -> torch.device:
         """The CPU where all is skipped: shapes can be checked there."""
-        if self.device != "auto":
+        if self.device in ("cuda", "cpu"):
             return super().place
         return torch.device("cuda" if system.gpu()[0] == "cuda" else "cpu")
 
@@ -48,7 +49,7 @@ class Gpu(Sized):
 
     def run(self, desk: Desk) -> Found:
         names = [name for name in CHECKS if name in self.only or not self.only]
-        is_there = self.device == "cpu" or self.place.type == "cuda"
+        is_there = self.device == "cpu" or (self.device != "mps" and self.place.type == "cuda")
         rows = []
         for name in names:
             for base in self.base if name not in _checks.ONCE else ("",):

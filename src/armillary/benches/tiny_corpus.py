@@ -32,6 +32,7 @@ class TinyCorpus(Part):
     data: str | None = None
     megabytes: float | None = Field(None, gt=0)
     overrides: tuple[str, ...] = ()
+    device: str = "auto"
     quick: ClassVar = {"megabytes": 0.2, "overrides": ("training.steps=8", "training.schedule.warmup=1")}
 
     @model_validator(mode="after")
@@ -79,7 +80,8 @@ class TinyCorpus(Part):
 
     def _request(self, desk: Desk, text: Path) -> training.Request:
         name = f"tiny-corpus-{desk.stamp}"
-        return training.Request(self.recipe, list(self.overrides), text, name=name, root=desk.root)
+        overrides = [f"training.device={self.device}", *self.overrides] if self.device != "auto" else self.overrides
+        return training.Request(self.recipe, list(overrides), text, name=name, root=desk.root)
 
     def _trained(self, desk: Desk, text: Path) -> RunFolder:
         run = training.start(training.check(self._request(desk, text)), desk.say)

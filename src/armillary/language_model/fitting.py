@@ -27,15 +27,16 @@ from armillary.run_folder import RunFolder
 from armillary.training import distribution
 
 MOST_WARMUP = 100
-TROUBLE = ("precision_replaced", "step_rolled_back", "checkpoint_rejected")
+TROUBLE = ("precision_replaced", "step_rolled_back", "checkpoint_rejected", "steps_changed")
 """Events that whoever asked for the run should hear of, whatever is logged."""
 logger = logging.getLogger("armillary")
 
 
 class FitOptions(Part):
     """batch_tokens: of an optimizer step, over all processes and grad_accum_steps; where the text has fewer, a step
-    reads all of it. warmup_steps None: a tenth of the steps, at most 100. checkpoint_dir: the run's folder; where it
-    holds a run of the same options, that one goes on where it ended."""
+    reads all of it. compile: the step, by torch.compile. warmup_steps None: a tenth of the steps, at most 100.
+    checkpoint_dir: the run's folder; where it holds a run of the same options (or of fewer epochs), that one goes on
+    where it ended."""
 
     epochs: float = Field(gt=0, allow_inf_nan=False)
     batch_tokens: int = Field(ge=1)
@@ -48,6 +49,7 @@ class FitOptions(Part):
     grad_clip: float | None = Field(1.0, gt=0)
     grad_accum_steps: int = Field(1, ge=1)
     grad_checkpoint: bool = False
+    compile: bool = False
     checkpoint_dir: Path | None = None
     log_interval_steps: int = Field(10, ge=1)
     save_interval_steps: int = Field(500, ge=1)
@@ -55,7 +57,10 @@ class FitOptions(Part):
     def training(self, rows: Windows, accelerator: Accelerator) -> dict[str, Any]:
         """That section of a recipe."""
         unit = self.grad_accum_steps * accelerator.num_processes
-        if self.batch_tokens < min(unit, len(rows)) * rows.split.window:
+        if unit > len(rows):
+            raise Refusal(f"grad_accum_steps: {self.grad_accum_steps} × {accelerator.num_processes} processes are more "
+                          f"than the {len(rows)} windows of the text; give less")  # fmt: skip
+        if self.batch_tokens < unit * rows.split.window:
             raise Refusal(f"batch_tokens: {self.batch_tokens} is less than {unit} windows of {rows.split.window}; give "
                           f"at least {unit * rows.split.window:,}")  # fmt: skip
         n_rows = max(unit, min(self.batch_tokens // rows.split.window, len(rows)) // unit * unit)
@@ -72,6 +77,7 @@ class FitOptions(Part):
             "clip": self.grad_clip,
             "precision": self.amp,
             "activation_checkpointing": self.grad_checkpoint,
+            "compile": self.compile,
             "log_every": self.log_interval_steps,
             "checkpoint_every": self.save_interval_steps,
         }

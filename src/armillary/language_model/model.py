@@ -6,6 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,7 +96,8 @@ class LanguageModel:
 
     @property
     def run(self) -> RunFolder:
-        """The folder of its training: recipe, facts, metrics, checkpoints. A temporary one before `save`."""
+        """The folder of its training: recipe, facts, metrics, checkpoints. Without a checkpoint_dir it is a temporary
+        one, which goes with the model or at its next `fit`."""
         return self.opened.run
 
     @property
@@ -188,8 +190,9 @@ class LanguageModel:
         prompts = [prompt for prompt in given if isinstance(prompt, str)]
         if len(prompts) < len(given):
             raise Refusal("prompts: give a list of strings")
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise Refusal(f"max_new_tokens: is {max_new_tokens!r}; give a whole number, at least 1")
+        _refuse_unless_whole("max_new_tokens", max_new_tokens, 1)
+        if seed is not None:
+            _refuse_unless_whole("seed", seed, 0)
         if not prompts:
             return []
         sampler = model.parts.sampler
@@ -199,17 +202,21 @@ class LanguageModel:
         limit = model.parts.backbone.max_length
         if limit is not None and max_new_tokens == sampling.USUAL_NEW_TOKENS:  # nobody asked for just so many
             longest = max(len(model.tokenizer.encode(prompt)) + 1 for prompt in prompts)
-            max_new_tokens = max(1, min(max_new_tokens, limit - longest))
-        manner = sampling.settings(model.parts, model.tokenizer, prompts, fields, max_new_tokens)
-        drawn = int(torch.randint(2**31, ())) if seed is None else seed
+            room = max(1, limit - longest)
+            if room < max_new_tokens:
+                message = f"max_new_tokens: the model's context is {limit} tokens, which leaves room for {room}"
+                warnings.warn(message, ArmillaryWarning, stacklevel=2)
+            max_new_tokens = min(max_new_tokens, room)
+        manner = sampling.settings(model.parts, model.tokenizer, prompts, fields, int(max_new_tokens))
+        drawn = int(torch.randint(2**31, ())) if seed is None else int(seed)
         return [found.text for found in sampling.from_model(model, prompts, manner, drawn)]
 
     @in_python_words()
     def evaluate(self, data: TextData | Iterable[str | Path] | None = None) -> dict[str, Any]:
         """The likelihood of a text, as `armillary evaluate --json` gives it: bits_per_byte, kind, interval, protocol.
 
-        Of a TextData with a val_split it is the validation part that is scored, else all of it; None: what the run
-        itself was validated on.
+        Of a TextData with a val_split it is the validation part that is scored, else all of it. None: the last split of
+        the text that it was trained on (test, else validation, else train, with a warning); the first of several.
         """
         model = self.opened
         if data is None:
@@ -246,6 +253,11 @@ class LanguageModel:
             for part in (model.run.tokenizer, checkpoint):
                 shutil.copytree(part, beside / part.relative_to(model.run.path))
             RunFolder(beside).update_facts(name=folder.name)
+
+
+def _refuse_unless_whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise Refusal(f"{name}: is {value!r:.60}; give a whole number, at least {least}")
 
 
 class _Home:

@@ -33,6 +33,8 @@ def train(  # noqa: PLR0913
     overrides: what `--set` takes, {"training.steps": 100}. Raises Refusal before any work where something is wrong.
     Ctrl-C saves and stops; resume goes on.
     """
+    if not isinstance(overrides, Mapping | None):
+        raise Refusal(f"overrides: is {type(overrides).__name__}; give a mapping such as {{'training.steps': 100}}")
     request = training.Request(
         recipe=recipe if isinstance(recipe, Mapping) else str(recipe),
         overrides=[f"{key}={_yaml(value)}" for key, value in (overrides or {}).items()],
@@ -52,11 +54,14 @@ def train(  # noqa: PLR0913
 
 @in_python_words()
 def load(
-    run: RunFolder | str | Path, *, checkpoint: str = "best", device: str = "auto", root: str | Path = "."
+    run: RunFolder | str | Path, *, checkpoint: str | int = "best", device: str = "auto", root: str | Path = "."
 ) -> LanguageModel:
-    """A trained run as a model: by name (under ROOT/runs), by folder, or as `train` returned it."""
+    """A trained run as a model: by name (under ROOT/runs), by folder, or as `train` returned it.
+
+    checkpoint: "best" (on validation), "last", or a step.
+    """
     folder = run if isinstance(run, RunFolder) else open_run(str(run), Path(root))
-    return LanguageModel.of(build.open_model(folder, checkpoint, device), Path(root))
+    return LanguageModel.of(build.open_model(folder, str(checkpoint), device), Path(root))
 
 
 def _yaml(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -75,7 +76,8 @@ class TextData:
     tokenizer_model_path: one to use instead: an artefact, its model file, or the folder of a run or a saved model.
     max_length: T, the tokens of a window. pack_sequences: windows are cut from all documents in a row, max(1, ⌊(n - 1)
     / T⌋) of them; False: each document has its own, padded at the end. val_split: share of the documents kept for
-    validation, chosen by what they say. seed: of the model's first weights and of the order of batches.
+    validation, one at least: chosen by what they say, of fewer than a hundred the last ones, and the end of a single
+    one. seed: of the model's first weights and of the order of batches.
     """
 
     def __init__(
@@ -90,8 +92,8 @@ class TextData:
     ) -> None:
         given = {"max_length": max_length, "pack_sequences": pack_sequences, "val_split": val_split, "seed": seed}
         checked: _Checked = registry.check(_Checked, given, "TextData")
-        if tokenizer not in {"auto", *BACKENDS}:
-            raise Refusal(f"TextData: tokenizer is '{tokenizer}'; {nearest(tokenizer, ['auto', *BACKENDS])}")
+        if not isinstance(tokenizer, str) or tokenizer not in {"auto", *BACKENDS}:
+            raise Refusal(f"TextData: tokenizer is '{tokenizer}'; {nearest(str(tokenizer), ['auto', *BACKENDS])}")
         self.folder = temporary(self)
         self.text = self.folder / "text.jsonl"
         n_characters, alphabet = _write(_documents(texts_or_paths), self.text)
@@ -150,6 +152,8 @@ class TextData:
         """This text's part of a recipe, with all of another text as its validation split."""
         if self.recipe["corpora"]["text"]["validation_fraction"]:
             raise Refusal("val_data: the data has a val_split of its own; leave one of them out")
+        if held_out.recipe["corpora"]["text"]["validation_fraction"]:
+            raise Refusal("val_data: has a val_split of its own, and all of it would be read; give it without one")
         source = {"name": "files", "splits": {"train": [str(self.text)], "validation": [str(held_out.text)]}}
         return {**self.recipe, "corpora": {"text": {"source": source}}}
 
@@ -179,7 +183,8 @@ def _documents(given: Iterable[str | Path]) -> Iterator[str]:
     meant = next((item for item in items if _is_meant_as_path(item)), None)
     if missing is not None and meant is not None:
         name = missing if _is_file(meant) else meant
-        raise Refusal(f"texts_or_paths: no file is called '{name!s:.80}'; give files that exist, or texts alone")
+        fault = f"'{name!s:.80}' is a folder" if _is_folder(name) else f"no file is called '{name!s:.80}'"
+        raise Refusal(f"texts_or_paths: {fault}; give files that exist, or texts alone")
     if missing is not None:
         yield from map(str, items)
         return
@@ -190,10 +195,15 @@ def _documents(given: Iterable[str | Path]) -> Iterator[str]:
 
 
 def _is_file(item: str | Path) -> bool:
-    try:
+    with contextlib.suppress(OSError, ValueError):  # a text may be too long for a name
         return Path(item).is_file()
-    except (OSError, ValueError):  # a text may be too long for a name
-        return False
+    return False
+
+
+def _is_folder(item: str | Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return Path(item).is_dir()
+    return False
 
 
 def _is_meant_as_path(item: str | Path) -> bool:
@@ -201,7 +211,7 @@ def _is_meant_as_path(item: str | Path) -> bool:
     if isinstance(item, os.PathLike) or _is_file(item):
         return True
     is_word = bool(item) and not any(character.isspace() for character in item)
-    return is_word and (item.endswith((*TEXTS, *RECORDS)) or (os.sep in item and Path(item).is_dir()))
+    return is_word and (item.endswith((*TEXTS, *RECORDS)) or _is_folder(item))
 
 
 def _write(documents: Iterable[str], path: Path) -> tuple[int, set[str]]:
@@ -239,8 +249,8 @@ def _existing(path: Path, asked: str) -> tuple[dict[str, Any], Path]:
     found = [place for place in places if (place / artefact.MANIFEST).is_file()]
     folder = next((place for place in found if artefact.read(place, verify=False).kind == tokenizers.KIND), None)
     if folder is None:
-        raise Refusal(f"tokenizer_model_path: no tokenizer at {path}; give a run, a saved model, or what `armillary "
-                      "tokenizer train` made")  # fmt: skip
+        raise Refusal(f"tokenizer_model_path: no tokenizer of ours at {path} (in another's model file bos and eos are "
+                      "other ids); give a run, a saved model, or what `armillary tokenizer train` made")  # fmt: skip
     loaded = tokenizers.load(folder)
     if asked != "auto" and BACKENDS[asked] != loaded.name:
         raise Refusal(f"tokenizer_model_path: {folder} is a {loaded.name} tokenizer, tokenizer asks for {asked}")

@@ -102,7 +102,7 @@ def sweep(run: RunFolder, step: int) -> None:
     """
     for later in run.checkpoint_steps():
         if later > step:
-            shutil.rmtree(run.checkpoint(later), ignore_errors=True)
+            shutil.rmtree(run.checkpoint(later))
     for torn in run.checkpoints.glob(".step-*"):
         shutil.rmtree(torn, ignore_errors=True)
 

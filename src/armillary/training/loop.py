@@ -120,15 +120,18 @@ def _gradients(
     # DDP averages gradients over ranks, the mean over tokens wants their sum.
     scale = accelerator.num_processes / n_scored
     sums: dict[str, Tensor] = {}
+    device = accelerator.device
     for index, rows in enumerate(micros):
-        torch.manual_seed(key(course.seed, "dropout", learner.step, index, accelerator.process_index))
-        part = batch.rows(rows).to(accelerator.device)
-        noise = {name: draw[rows].to(accelerator.device) for name, draw in draws.items()}
+        part = batch.rows(rows).to(device)
+        noise = {name: draw[rows].to(device) for name, draw in draws.items()}
         is_last = index == len(micros) - 1
-        with nullcontext() if is_last else accelerator.no_sync(module):
-            with autocast(course.arithmetic, accelerator.device):
-                loss: Loss = module(part, noise)
-            learner.scaler.scale(loss.total * scale).backward()
+        # Torch's own generators, which dropout draws from, are left as they were.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(key(course.seed, "dropout", learner.step, index, accelerator.process_index))
+            with nullcontext() if is_last else accelerator.no_sync(module):
+                with autocast(course.arithmetic, device):
+                    loss: Loss = module(part, noise)
+                learner.scaler.scale(loss.total * scale).backward()
         for name, value in {"total": loss.total.detach(), "nats": loss.nats, **loss.parts}.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value
     everything = distribution.total(accelerator, torch.stack([v.float() for v in sums.values()])).tolist()
