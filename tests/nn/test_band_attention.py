@@ -70,12 +70,13 @@ def test_documents_of_a_row_stay_apart(attention, x):
     assert torch.isfinite(found).all()
 
 
-def test_a_row_in_another_order_is_near_by_its_positions(attention, x):
-    order = torch.stack([torch.randperm(L, generator=torch.Generator().manual_seed(i)) for i in range(B)])
-    layout = Layout("causal", positions=order, target_positions=order.roll(-1, 1))
+@pytest.mark.parametrize("length", [R + 1, L])
+def test_a_row_in_another_order_is_near_by_its_positions(attention, x, length):
+    order = torch.stack([torch.randperm(L, generator=torch.Generator().manual_seed(i)) for i in range(B)])[:, :length]
+    layout, x = Layout("causal", positions=order, target_positions=order.roll(-1, 1)), x[:, :length]
     found = attended(attention, x, layout)
     for row, places in enumerate(order):
-        seen = (gaps(L) >= 0) & ((places[:, None] - places).abs() <= R)
+        seen = (gaps(length) >= 0) & ((places[:, None] - places).abs() <= R)
         torch.testing.assert_close(found[row], one_by_one(attention, x, seen)[row], atol=1e-12, rtol=0)
 
 

@@ -140,14 +140,14 @@ def undone(model: OpenModel, backbone: Invertible, root: Path) -> dict[str, Any]
         of = f"of {packed.splits[-1]}"
     tokens = tokens.to(model.network.embedding.weight.device)
     if model.network.encoder is not None:
-        streams, of = model.network.encode(tokens)[0].chunk(2, dim=-1), f"{of}, at the means of their latents"
+        (a, b), of = model.network.encode(tokens)[0].chunk(2, dim=-1), f"{of}, at the means of their latents"
     else:
-        streams = [model.network.embedding(tokens)] * 2
+        a = b = model.network.embedding(tokens)
     layout = Layout("causal" if "next_token" in model.parts.objective.views else "full")
     return {
         "measured_on": f"a row of {tokens.shape[1]} tokens {of}",
-        "log_det": float(backbone.log_det(*streams, layout)),
-        "reconstruction_error": backbone.reconstruction_error(*streams, layout),
+        "log_det": float(backbone.log_det(a, b, layout)),
+        "reconstruction_error": backbone.reconstruction_error(a, b, layout),
     }
 
 

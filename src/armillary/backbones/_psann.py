@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from armillary.contracts import Cache, Layout
 from armillary.nn.alibi import with_distance
 from armillary.nn.attention import Attention
-from armillary.nn.cache import AttentionState, BlockState, DecodingCache, MixerState
+from armillary.nn.cache import BlockState, DecodingCache, MixerState
 from armillary.nn.convolution import DepthwiseConvolution
 from armillary.nn.linear import Linear, working_type
 from armillary.nn.residual import Modulation, NoiseLevel, residual
@@ -83,7 +83,7 @@ class PsannBackbone(nn.Module):
         self.drop = nn.Dropout(shape.dropout)
         self.blocks = Stack(_Block(shape, wave, layer) for layer in range(shape.n_layers))
         self.norm = nn.RMSNorm(shape.d_model, eps=EPS)
-        self.noise_level = NoiseLevel(shape.d_model) if shape.knows_noise_level else None
+        self.noise_level = NoiseLevel(shape.d_model, shape.knows_noise_level)
         n_layers_in_block = 3 if wave is not None and not wave.replaces else 2
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
@@ -100,23 +100,13 @@ class PsannBackbone(nn.Module):
         noise_level: Float[Tensor, " B #L"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "B L D"]:
-        c = None if self.noise_level is None or noise_level is None else self.noise_level(noise_level)
+        c = self.noise_level(noise_level)
         sight = look(layout, x.shape[1], x.device, cache)
         x, sight, turn = ENCODINGS[self.shape.positional_encoding](x, sight, self.shape.n_heads)
         return self.norm(self.blocks(self.drop(x), cache, sight, turn, c))
 
     def allocate(self, n_rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype) -> DecodingCache:
-        s = self.shape
-        attention = (n_rows, s.n_heads, capacity, s.d_model // s.n_heads)
-        layers = []
-        for block in self.blocks:
-            assert isinstance(block, _Block)
-            states: list[AttentionState | MixerState] = [AttentionState.allocate(attention, device=device, dtype=dtype)]
-            if block.wave is not None:
-                last = (n_rows, block.wave.convolution.reach, s.d_model)
-                states.append(MixerState.allocate(last, device=device, dtype=dtype))
-            layers.append(BlockState(*states))
-        return DecodingCache.of(layers, n_rows, capacity)
+        return self.blocks.allocate(n_rows, capacity, device=device, dtype=dtype)
 
 
 class _Block(nn.Module):
@@ -135,7 +125,7 @@ class _Block(nn.Module):
             self.wave = _WaveNetwork(width, wave.kernel, wave.growth**layer, shape.sine_params)
         self.drop = nn.Dropout(shape.dropout)
         n_layers = 1 + (self.mlp is not None) + (self.wave is not None)
-        self.modulation = Modulation(width, n_layers) if shape.knows_noise_level else None
+        self.modulation = Modulation(width, shape.knows_noise_level, n_layers)
 
     def forward(
         self,
@@ -145,19 +135,21 @@ class _Block(nn.Module):
         c: Float[Tensor, " B #L D"] | None,
         state: BlockState | None,
     ) -> Float[Tensor, "B L D"]:
-        by = iter(()) if self.modulation is None or c is None else iter(self.modulation(c))
+        by = iter(self.modulation(c))
         states = iter(()) if state is None else iter(state.states)
         memory = next(states, None)
-        x = residual(
-            x, lambda h: self.attention(h, sight, turn, memory), self.attention_norm, self.drop, next(by, None)
-        )
+        x = residual(x, lambda h: self.attention(h, sight, turn, memory), self.attention_norm, self.drop, next(by))
         mlp, wave = self.mlp, self.wave
         if mlp is not None:
-            x = residual(x, lambda h: self.beta * mlp(h), self.mlp_norm, self.drop, next(by, None))
+            x = residual(x, lambda h: self.beta * mlp(h), self.mlp_norm, self.drop, next(by))
         if wave is not None:
             taps = next(states, None)
-            x = residual(x, lambda h: wave(h, sight, taps), self.wave_norm, self.drop, next(by, None))
+            x = residual(x, lambda h: wave(h, sight, taps), self.wave_norm, self.drop, next(by))
         return x
+
+    def allocate(self, n_rows: int, capacity: int, **kind: Any) -> BlockState:
+        attention = self.attention.allocate(n_rows, capacity, **kind)
+        return BlockState(attention, *([] if self.wave is None else [self.wave.convolution.allocate(n_rows, **kind)]))
 
 
 class _WaveNetwork(nn.Module):

@@ -78,7 +78,7 @@ class BijectiveBackbone(nn.Module):
         runs = groupby(range(shape.n_layers), key=lambda i: -1 if i in reversible else i)
         self.runs = [(key == -1, list(indices)) for key, indices in runs]
         self.norm = nn.RMSNorm(shape.d_model, eps=shape.norm_eps)
-        self.noise_level = NoiseLevel(shape.d_model) if shape.knows_noise_level else None
+        self.noise_level = NoiseLevel(shape.d_model, shape.knows_noise_level)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2 and not name.endswith("table"):
                 writes_to_stream = name.endswith(("layer.o.weight", "layer.down.weight"))
@@ -116,7 +116,7 @@ class BijectiveBackbone(nn.Module):
 
         where: positions that change; the others are read as they are, and the map is one of the changing ones alone.
         """
-        c = self._condition(noise_level)
+        c = self.noise_level(noise_level)
         recomputes = self.blocks.recomputes and self.training and cache is None
         total = a.new_zeros(a.shape[:2])
         for is_reversible, steps in self._runs(a, layout, cache, where):
@@ -145,7 +145,7 @@ class BijectiveBackbone(nn.Module):
         if self.training and self.shape.dropout:
             raise Refusal("backbone bijective: is undone in evaluation mode, where nothing is dropped; call eval()")
         ((_, steps),) = self._runs(a, layout, None, where)
-        return undo(steps, a, b, self._condition(noise_level))
+        return undo(steps, a, b, self.noise_level(noise_level))
 
     def log_det(
         self,
@@ -161,8 +161,8 @@ class BijectiveBackbone(nn.Module):
     @torch.no_grad()
     def reconstruction_error(self, a: Float[Tensor, "B L D"], b: Float[Tensor, "B L D"], layout: Layout) -> float:
         """The most that inverse(streams(a, b)) differs from (a, b), over their largest entry."""
-        begun, *ended = torch.stack([a, b]), *self.streams(a, b, layout)[:2]
-        return float((torch.stack(self.inverse(*ended, layout)) - begun).abs().max() / begun.abs().max())
+        begun, (a, b, _) = torch.stack([a, b]), self.streams(a, b, layout)
+        return float((torch.stack(self.inverse(a, b, layout)) - begun).abs().max() / begun.abs().max())
 
     def describe(self) -> dict[str, Any]:
         """Plain facts, for people."""
@@ -172,13 +172,7 @@ class BijectiveBackbone(nn.Module):
         return facts | {"bijective_blocks": reversible, "standard_blocks": standard}
 
     def allocate(self, n_rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype) -> DecodingCache:
-        s = self.shape
-        shape = (n_rows, s.kv_heads, capacity, s.d_model // s.n_heads)
-        layers = [AttentionState.allocate(shape, device=device, dtype=dtype) for _ in range(s.n_layers)]
-        return DecodingCache.of(layers, n_rows, capacity)
-
-    def _condition(self, noise_level: Tensor | None) -> Tensor | None:
-        return None if self.noise_level is None or noise_level is None else self.noise_level(noise_level)
+        return self.blocks.allocate(n_rows, capacity, device=device, dtype=dtype)
 
     def _runs(
         self, x: Tensor, layout: Layout, cache: Cache | None, where: Tensor | None
@@ -218,6 +212,10 @@ class _Block(nn.Module):
             feed_forward.down = Linear(shape.hidden, 2 * shape.d_model, bias=False)
         self.attend = _Conditioner(shape, attention, is_affine)
         self.feed = _Conditioner(shape, feed_forward, is_affine)
+
+    def allocate(self, n_rows: int, capacity: int, **kind: Any) -> AttentionState:
+        attention: Any = self.attend.layer
+        return attention.allocate(n_rows, capacity, **kind)
 
 
 class _Conditioner(nn.Module):

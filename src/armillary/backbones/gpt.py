@@ -5,7 +5,7 @@ Source: Radford et al. 2019 (GPT-2); initialisation N(0, 0.02), biases 0.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -57,7 +57,7 @@ class GptBackbone(nn.Module):
         self.drop = nn.Dropout(shape.dropout)
         self.blocks = Stack(_Block(shape) for _ in range(shape.n_layers))
         self.norm = nn.LayerNorm(shape.d_model)
-        self.noise_level = NoiseLevel(shape.d_model) if shape.knows_noise_level else None
+        self.noise_level = NoiseLevel(shape.d_model, shape.knows_noise_level)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -72,7 +72,7 @@ class GptBackbone(nn.Module):
         cache: Cache | None = None,
     ) -> Float[Tensor, "B L D"]:
         self._refuse_longer(x.shape[1] // 2 if layout.direction == "blocks" else x.shape[1])
-        c = None if self.noise_level is None or noise_level is None else self.noise_level(noise_level)
+        c = self.noise_level(noise_level)
         sight = look(layout, x.shape[1], x.device, cache)
         x = x + self.position_embedding(sight.positions)
         x = self.blocks(self.drop(x), cache, sight, c)
@@ -80,10 +80,7 @@ class GptBackbone(nn.Module):
 
     def allocate(self, n_rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype) -> DecodingCache:
         self._refuse_longer(capacity)
-        s = self.shape
-        shape = (n_rows, s.n_heads, capacity, s.d_model // s.n_heads)
-        layers = [AttentionState.allocate(shape, device=device, dtype=dtype) for _ in range(s.n_layers)]
-        return DecodingCache.of(layers, n_rows, capacity)
+        return self.blocks.allocate(n_rows, capacity, device=device, dtype=dtype)
 
     def _refuse_longer(self, length: int) -> None:
         if length > self.shape.max_length:
@@ -102,7 +99,7 @@ class _Block(nn.Module):
         hidden = shape.d_ff or 4 * shape.d_model
         self.mlp = GeluNetwork(shape.d_model, hidden, "tanh" if shape.gelu == "tanh" else "none")
         self.drop = nn.Dropout(shape.dropout)
-        self.modulation = Modulation(shape.d_model) if shape.knows_noise_level else None
+        self.modulation = Modulation(shape.d_model, shape.knows_noise_level)
 
     def forward(
         self,
@@ -111,6 +108,9 @@ class _Block(nn.Module):
         c: Float[Tensor, " B #L D"] | None,
         state: AttentionState | None,
     ) -> Float[Tensor, "B L D"]:
-        first, second = (None, None) if self.modulation is None or c is None else self.modulation(c)
+        first, second = self.modulation(c)
         x = residual(x, lambda h: self.attention(h, sight, state=state), self.attention_norm, self.drop, first)
         return residual(x, self.mlp, self.mlp_norm, self.drop, second)
+
+    def allocate(self, n_rows: int, capacity: int, **kind: Any) -> AttentionState:
+        return self.attention.allocate(n_rows, capacity, **kind)

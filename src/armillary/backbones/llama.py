@@ -6,6 +6,8 @@ Differs: the two matrices that write into the residual stream start smaller by s
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
@@ -73,7 +75,7 @@ class LlamaBackbone(nn.Module):
         self.drop = nn.Dropout(shape.dropout)
         self.blocks = Stack(_Block(shape) for _ in range(shape.n_layers))
         self.norm = nn.RMSNorm(shape.d_model, eps=shape.norm_eps)
-        self.noise_level = NoiseLevel(shape.d_model) if shape.knows_noise_level else None
+        self.noise_level = NoiseLevel(shape.d_model, shape.knows_noise_level)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2 and not name.endswith("modulation.table"):
                 writes_to_residual = name.endswith(("attention.o.weight", "mlp.down.weight"))
@@ -87,16 +89,13 @@ class LlamaBackbone(nn.Module):
         noise_level: Float[Tensor, " B #L"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "B L D"]:
-        c = None if self.noise_level is None or noise_level is None else self.noise_level(noise_level)
+        c = self.noise_level(noise_level)
         sight = look(layout, x.shape[1], x.device, cache)
         turn = rotation(sight.positions, self.shape.d_model // self.shape.n_heads, self.shape.rope_theta)
         return self.norm(self.blocks(self.drop(x), cache, sight, turn, c))
 
     def allocate(self, n_rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype) -> DecodingCache:
-        s = self.shape
-        shape = (n_rows, s.kv_heads, capacity, s.d_model // s.n_heads)
-        layers = [AttentionState.allocate(shape, device=device, dtype=dtype) for _ in range(s.n_layers)]
-        return DecodingCache.of(layers, n_rows, capacity)
+        return self.blocks.allocate(n_rows, capacity, device=device, dtype=dtype)
 
 
 class _Block(nn.Module):
@@ -107,7 +106,7 @@ class _Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(shape.d_model, eps=shape.norm_eps)
         self.mlp = SwiGlu(shape.d_model, shape.hidden)
         self.drop = nn.Dropout(shape.dropout)
-        self.modulation = Modulation(shape.d_model) if shape.knows_noise_level else None
+        self.modulation = Modulation(shape.d_model, shape.knows_noise_level)
 
     def forward(
         self,
@@ -117,6 +116,9 @@ class _Block(nn.Module):
         c: Float[Tensor, " B #L D"] | None,
         state: AttentionState | None,
     ) -> Float[Tensor, "B L D"]:
-        first, second = (None, None) if self.modulation is None or c is None else self.modulation(c)
+        first, second = self.modulation(c)
         x = residual(x, lambda h: self.attention(h, sight, turn, state), self.attention_norm, self.drop, first)
         return residual(x, self.mlp, self.mlp_norm, self.drop, second)
+
+    def allocate(self, n_rows: int, capacity: int, **kind: Any) -> AttentionState:
+        return self.attention.allocate(n_rows, capacity, **kind)

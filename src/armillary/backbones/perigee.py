@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from armillary.contracts import Cache, Layout
 from armillary.nn.attention import Attention
 from armillary.nn.band_attention import RingState, within
-from armillary.nn.cache import BlockState, DecodingCache, MixerState
+from armillary.nn.cache import BlockState, DecodingCache
 from armillary.nn.feed_forward import SwiGlu
 from armillary.nn.linear import Linear
 from armillary.nn.oscillator import OscillatorMixer
@@ -113,7 +113,7 @@ class PerigeeBackbone(nn.Module):
         self.drop = nn.Dropout(shape.dropout)
         self.blocks = Stack(_Block(shape, layer) for layer in range(shape.num_layers))
         self.norm = nn.RMSNorm(shape.model_dim, eps=shape.norm_eps)
-        self.noise_level = NoiseLevel(shape.model_dim) if shape.knows_noise_level else None
+        self.noise_level = NoiseLevel(shape.model_dim, shape.knows_noise_level)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2 and not name.endswith("modulation.table"):
                 writes_to_residual = name.endswith(("attention.o.weight", "mlp.down.weight", ".out.weight"))
@@ -130,25 +130,14 @@ class PerigeeBackbone(nn.Module):
         cache: Cache | None = None,
     ) -> Float[Tensor, "B L D"]:
         s = self.shape
-        c = None if self.noise_level is None or noise_level is None else self.noise_level(noise_level)
+        c = self.noise_level(noise_level)
         sight = look(layout, x.shape[1], x.device, cache)
         near = {radius: within(sight, radius, cache) for radius in {s.radius(layer) for layer in range(s.num_layers)}}
         turn = rotation(sight.positions, s.model_dim // s.num_heads, s.rope_theta)
         return self.norm(self.blocks(self.drop(x), cache, sight, near, turn, c))
 
     def allocate(self, n_rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype) -> DecodingCache:
-        s = self.shape
-        # Of a state rounded at every step little is left: it is kept in fp32 at least.
-        fine = torch.promote_types(dtype, torch.float32)
-        layers = []
-        for layer in range(s.num_layers):
-            ring = (n_rows, s.num_heads, s.radius(layer), s.model_dim // s.num_heads)
-            states = (
-                MixerState.allocate((n_rows, s.oscillator_count, 2), device=device, dtype=fine)
-                for _ in range(s.mamba_repeat)
-            )
-            layers.append(BlockState(RingState.allocate(ring, device=device, dtype=dtype), *states))
-        return DecodingCache.of(layers, n_rows, capacity)
+        return self.blocks.allocate(n_rows, capacity, device=device, dtype=dtype)
 
     def oscillators(self) -> list[dict[str, Any]]:
         """Every oscillator as it is now: see Pole.facts."""
@@ -193,7 +182,7 @@ class _Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(width, eps=eps)
         self.mlp = SwiGlu(width, shape.hidden)
         self.drop = nn.Dropout(shape.dropout)
-        self.modulation = Modulation(width) if shape.knows_noise_level else None
+        self.modulation = Modulation(width, shape.knows_noise_level)
 
     def forward(
         self,
@@ -204,13 +193,17 @@ class _Block(nn.Module):
         c: Float[Tensor, " B #L D"] | None,
         state: BlockState | None,
     ) -> Float[Tensor, "B L D"]:
-        first, second = (None, None) if self.modulation is None or c is None else self.modulation(c)
+        first, second = self.modulation(c)
 
         def mix(h: Tensor) -> Tensor:
             return self._mix(h, sight, near, turn, state)
 
         x = residual(x, mix, self.mixing_norm, self.drop, first)
         return residual(x, self.mlp, self.mlp_norm, self.drop, second)
+
+    def allocate(self, n_rows: int, capacity: int, **kind: Any) -> BlockState:
+        ring = self.attention.allocate(n_rows, self.radius, of=RingState, **kind)
+        return BlockState(ring, *(cast(OscillatorMixer, mixer).allocate(n_rows, **kind) for mixer in self.mixers))
 
     def _mix(
         self, h: Float[Tensor, "B L D"], sight: Sight, near: dict[int, Sight], turn: Rotation, state: BlockState | None

@@ -114,16 +114,12 @@ class Cache(Protocol):
         """Empties rows, so that other texts can be admitted there."""
         ...
 
-    def select(self, rows: Int[Tensor, " n"]) -> Cache:
-        """A cache of only these rows, copied."""
-        ...
-
     def at(self, rows: Int[Tensor, " n"]) -> Cache:
         """The same storage, seen as these rows only: a forward pass writes into them."""
         ...
 
     def whole(self) -> Cache:
-        """The same storage, every row and slot of it: what a compiled step is given."""
+        """The same storage, every row and slot of it: a compiled step gets that, so that its shapes never change."""
         ...
 
     def tentative(self) -> Cache:

@@ -5,6 +5,8 @@ Source: Vaswani et al. 2017, arXiv 1706.03762; grouped queries: Ainslie et al. 2
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -45,6 +47,10 @@ class Attention(nn.Module):
             k, v = state.exchange(k, v, sight.rows, sight.slots, sight.n_seen)
             k, v = k.to(q.dtype), v.to(q.dtype)
         return self.o(self._attend(q, k, v, sight).transpose(1, 2).flatten(2))
+
+    def allocate(self, n_rows: int, capacity: int, of: type[AttentionState] = AttentionState, **kind: Any) -> Any:
+        """An empty state of that type. kind: device and dtype."""
+        return of.allocate((n_rows, self.n_kv_heads, capacity, self.head_dim), **kind)
 
     def _attend(
         self, q: Float[Tensor, "B H L E"], k: Float[Tensor, "B K S E"], v: Float[Tensor, "B K S E"], sight: Sight

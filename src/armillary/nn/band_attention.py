@@ -43,9 +43,10 @@ def within(sight: Sight, radius: int, cache: Cache | None = None) -> Sight:
     if cache is not None:
         return _within_ring(sight, radius, cache, length, device)
     layout = sight.layout
-    if layout.direction != "blocks" and length <= radius + 1:
+    has_own_order = layout.target_positions is not None
+    if layout.direction != "blocks" and length <= radius + 1 and not has_own_order:
         return sight
-    places = _places(layout, length, device) if layout.target_positions is None else sight.positions
+    places = sight.positions if has_own_order else _places(layout, length, device)
     gap = places[:, :, None] - places[:, None, :]
     mask = (gap.abs() <= radius)[:, None]
     if sight.mask is not None:

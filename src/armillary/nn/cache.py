@@ -7,6 +7,7 @@ every step.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 @runtime_checkable
 class LayerState(Protocol):
     """What one mixer keeps for each row of a cache."""
-
-    def select(self, rows: Int[Tensor, " n"]) -> LayerState: ...
 
     def reset(self, rows: Int[Tensor, " n"]) -> None: ...
 
@@ -38,9 +37,6 @@ class AttentionState:
         n_rows, n_heads, capacity, head_dim = shape
         full = (n_rows, n_heads, capacity + 1, head_dim)
         return cls(torch.zeros(full, device=device, dtype=dtype), torch.zeros(full, device=device, dtype=dtype))
-
-    def select(self, rows: Int[Tensor, " n"]) -> AttentionState:
-        return type(self)(self.keys[rows], self.values[rows])
 
     def reset(self, rows: Int[Tensor, " n"]) -> None:
         """Nothing to wipe: slots are written before they are seen."""
@@ -75,9 +71,6 @@ class MixerState:
         """shape: rows first."""
         return cls(torch.zeros(shape, device=device, dtype=dtype))
 
-    def select(self, rows: Int[Tensor, " n"]) -> MixerState:
-        return MixerState(self.values[rows])
-
     def reset(self, rows: Int[Tensor, " n"]) -> None:
         self.values[rows.to(self.values.device)] = 0
 
@@ -100,37 +93,28 @@ class BlockState:
     def __init__(self, *states: LayerState) -> None:
         self.states = states
 
-    def select(self, rows: Int[Tensor, " n"]) -> BlockState:
-        return BlockState(*(state.select(rows) for state in self.states))
-
     def reset(self, rows: Int[Tensor, " n"]) -> None:
         for state in self.states:
             state.reset(rows)
 
 
+@dataclass
 class DecodingCache:
     """The states of all layers, and how many tokens each row holds (a host tensor). See contracts.Cache."""
 
-    def __init__(
-        self,
-        layers: Sequence[LayerState],
-        lengths: Int[Tensor, " R"],
-        capacity: int,
-        rows: Int[Tensor, " n"] | None = None,
-        *,
-        is_seen_whole: bool = False,
-        keeps: bool = True,
-    ) -> None:
-        self.layers, self.lengths, self.capacity, self.rows = list(layers), lengths, capacity, rows
-        self.is_seen_whole, self.keeps = is_seen_whole, keeps
+    layers: list[LayerState]
+    lengths: Int[Tensor, " R"]
+    capacity: int
+    rows: Int[Tensor, " n"] | None = None
+    is_seen_whole: bool = False
+    keeps: bool = True
 
     @classmethod
     def of(cls, layers: Sequence[LayerState], n_rows: int, capacity: int) -> DecodingCache:
-        return cls(layers, torch.zeros(n_rows, dtype=torch.long), capacity)
+        return cls(list(layers), torch.zeros(n_rows, dtype=torch.long), capacity)
 
     @property
     def row_lengths(self) -> Int[Tensor, " n"]:
-        """Lengths of the rows this cache looks at."""
         return self.lengths if self.rows is None else self.lengths[self.rows.cpu()]
 
     def reset(self, rows: Int[Tensor, " n"]) -> None:
@@ -138,25 +122,16 @@ class DecodingCache:
         for layer in self.layers:
             layer.reset(rows)
 
-    def select(self, rows: Int[Tensor, " n"]) -> DecodingCache:
-        layers = [layer.select(rows) for layer in self.layers]
-        return DecodingCache(layers, self.lengths[rows.cpu()].clone(), self.capacity)
-
     def whole(self) -> DecodingCache:
-        """The same storage, all rows; every step looks at all slots under a mask, so that its shapes never change."""
-        return DecodingCache(self.layers, self.lengths, self.capacity, is_seen_whole=True, keeps=self.keeps)
+        return replace(self, rows=None, is_seen_whole=True)
 
     def at(self, rows: Int[Tensor, " n"]) -> DecodingCache:
-        return DecodingCache(self.layers, self.lengths, self.capacity, rows, keeps=self.keeps)
+        return replace(self, rows=rows, is_seen_whole=False)
 
     def tentative(self) -> DecodingCache:
-        """The same storage for a pass whose tokens see it, and are forgotten."""
-        return DecodingCache(
-            self.layers, self.lengths, self.capacity, self.rows, is_seen_whole=self.is_seen_whole, keeps=False
-        )
+        return replace(self, keeps=False)
 
     def advance(self, n: Int[Tensor, " n"] | int) -> None:
-        """Counts the tokens that a forward pass has just written, once, after the last layer."""
         if not self.keeps:
             return
         if self.rows is None:

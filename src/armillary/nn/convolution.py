@@ -12,6 +12,8 @@ positions to predict is read in some order, by blocks of one where a draft is as
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -53,6 +55,9 @@ class DepthwiseConvolution(nn.Module):
             there = self._taps(F.pad(layout.segments, around, value=OUTSIDE))
             taps = [tap * (at == layout.segments)[..., None] for tap, at in zip(taps, there, strict=True)]
         return self._weighted(taps)
+
+    def allocate(self, n_rows: int, **kind: Any) -> MixerState:
+        return MixerState.allocate((n_rows, self.reach, len(self.weight)), **kind)
 
     def _behind(self, state: MixerState, x: Float[Tensor, "B L D"], sight: Sight, ahead: int) -> Float[Tensor, "B L D"]:
         """Behind what the state holds; segments are those of padding, on the right."""

@@ -87,6 +87,11 @@ class OscillatorMixer(nn.Module):
     def forward(self, h: Float[Tensor, "B L D"], sight: Sight, state: MixerState | None) -> Float[Tensor, "B L D"]:
         return self.out(self.norm(self.bank(self.into(h), sight, state) + self.skip(h)))
 
+    def allocate(self, n_rows: int, *, device: torch.device, dtype: torch.dtype) -> MixerState:
+        """In fp32 at least: of a state rounded at every step little is left."""
+        fine = torch.promote_types(dtype, torch.float32)
+        return MixerState.allocate((n_rows, len(self.bank.damping), 2), device=device, dtype=fine)
+
 
 def filtered(w: Signal, pole: Pole, method: Method, sight: Sight, state: MixerState | None) -> Signal:
     """The states of every position under a layout; with a cache, behind the state that it holds.

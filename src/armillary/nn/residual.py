@@ -36,15 +36,18 @@ def residual(
 
 
 class NoiseLevel(nn.Module):
-    """t in [0, 1] → c of width D, through a hidden layer of D / 8."""
+    """t in [0, 1] → c of width D, through a hidden layer of D / 8. None where t is not told, or is_known says that it
+    means nothing here."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, is_known: bool) -> None:
         super().__init__()
         hidden = max(4, width // 8)
-        self.up = Linear(2 * N_FREQUENCIES, hidden)
-        self.down = Linear(hidden, width)
+        self.up = Linear(2 * N_FREQUENCIES, hidden) if is_known else None
+        self.down = Linear(hidden, width) if is_known else None
 
-    def forward(self, t: Float[Tensor, " B #L"]) -> Float[Tensor, " B #L D"]:
+    def forward(self, t: Float[Tensor, " B #L"] | None) -> Float[Tensor, " B #L D"] | None:
+        if self.up is None or self.down is None or t is None:
+            return None
         # From one turn over all of [0, 1] to 1,000 radians: fine enough for a thousand sampling steps.
         t = t.to(torch.promote_types(t.dtype, torch.float32))
         exponents = torch.linspace(math.log(math.pi), math.log(1000), N_FREQUENCIES, device=t.device, dtype=t.dtype)
@@ -54,12 +57,15 @@ class NoiseLevel(nn.Module):
 
 
 class Modulation(nn.Module):
-    """c → (shift, scale, gate) of each of a block's layers."""
+    """c → (shift, scale, gate) of each of a block's layers; nothing where c is not known."""
 
-    def __init__(self, width: int, n_layers: int = 2) -> None:
+    def __init__(self, width: int, is_known: bool, n_layers: int = 2) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.zeros(3 * n_layers, width))
+        self.n_layers = n_layers
+        self.table = nn.Parameter(torch.zeros(3 * n_layers, width)) if is_known else None
 
-    def forward(self, c: Float[Tensor, " B #L D"]) -> tuple[Shift, ...]:
+    def forward(self, c: Float[Tensor, " B #L D"] | None) -> tuple[Shift | None, ...]:
+        if self.table is None or c is None:
+            return (None,) * self.n_layers
         rows = (c[..., None, :] * self.table).unbind(-2)
         return tuple(zip(rows[::3], rows[1::3], rows[2::3], strict=True))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from armillary.contracts import Cache
+from armillary.nn.cache import DecodingCache
 
 
 class Stack(nn.ModuleList):
@@ -27,6 +29,12 @@ class Stack(nn.ModuleList):
             else:
                 x = block(x, *context, cache.layers[index] if cache is not None else None)
         return x
+
+    def allocate(self, n_rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype) -> DecodingCache:
+        """What the blocks keep from token to token, of empty rows."""
+        blocks: Any = self
+        layers = [block.allocate(n_rows, capacity, device=device, dtype=dtype) for block in blocks]
+        return DecodingCache.of(layers, n_rows, capacity)
 
 
 def recompute(network: nn.Module, wanted: bool) -> None:
