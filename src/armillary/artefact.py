@@ -92,6 +92,20 @@ def read(folder: Path, kind: str | None = None, *, verify: bool = True) -> Manif
 
 
 @contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a file to write beside `path`; synced and renamed into its place when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with naming(path):
+            yield beside
+            sync(beside)
+            beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Names the path in an OSError that does not, as that of a full disk."""
     try:

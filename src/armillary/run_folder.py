@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from armillary.artefact import naming
+from armillary.artefact import naming, replacing
 from armillary.refusal import Refusal, nearest
 
 
@@ -172,18 +172,10 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(finite(value), indent=1) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all: written beside, synced, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with naming(path), beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Whole or not at all. errors: what becomes of characters that UTF-8 cannot hold, as `open` takes it."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8", errors=errors)
 
 
 def finite(value: Any) -> Any:

@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ MISTAKES = registry.names("audit")
 
 @pytest.fixture(scope="module")
 def findings() -> dict[str, dict]:
-    return {finding.name: finding.as_json() for finding in audit()}
+    return {finding.name: asdict(finding) for finding in audit()}
 
 
 def test_every_mistake_is_caught(findings):

@@ -115,6 +115,7 @@ def test_what_cannot_be_is_refused(call, home):
         (("compare", "masked", "autore", "--exact", "adaptive"), "left to right only"),
         (("evaluate", "autore", "--samples", 4), "leave it out"),
         (("evaluate", "masked", "--samples", 4, "--exact", "random"), "leave it out"),
+        (("compare", "autore", "autore", "--samples", 4), "leave it out"),
     ):
         status, out, err = call(*words, "--root", home)
         assert status == 2 and out == "", err

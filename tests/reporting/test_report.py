@@ -84,7 +84,7 @@ def test_finished_run(trained: Make, tmp_path: Path) -> None:
 
 
 def test_sections_are_in_order(trained: Make, tmp_path: Path) -> None:
-    text = page([trained("a"), trained("b", seed=7)], tmp_path, {"baseline": "a", "rows": [{"name": "a"}]}).text
+    text = page([trained("a"), trained("b", seed=7)], tmp_path, {"rows": [{"name": "a"}]}).text
     order = (
         "Result on",
         "How it was",
@@ -135,7 +135,7 @@ def test_hostile_text_stays_text(trained: Make, tmp_path: Path, likelihood: Call
     run.update_facts(commands=[bad], state=bad, tokenizer={"name": bad})
     reference = likelihood(bad + "$x_1$", 2.0, about=bad)
     write_json(run.path / "evaluation" / "test.json", {"results": [likelihood(bad, 1.9)], "references": [reference]})
-    comparison = {"baseline": bad, "rows": [{"name": bad, "bits_per_byte": 1.0}], "note": bad}
+    comparison = {"rows": [{"name": bad, "bits_per_byte": 1.0}], "notes": [bad]}
     parsed = page([run, trained("b")], tmp_path, comparison)
     assert "script" not in parsed.tags and "b" not in parsed.tags
     assert parsed.text.count("<script>alert('x')</script>") >= 12
@@ -195,20 +195,8 @@ def test_two_runs_show_where_the_recipes_differ(trained: Make, tmp_path: Path) -
     )
 
 
-def test_comparison_with_absent_keys(trained: Make, tmp_path: Path) -> None:
-    rows = [
-        {"name": "a", "bits_per_byte": 1.931, "difference_bits_per_byte": 0.0},
-        {
-            "name": "b",
-            "bits_per_byte": 1.886,
-            "difference_bits_per_byte": -0.045,
-            "interval_difference": [-0.051, -0.039],
-        },
-    ]
-    text = words(page([trained("a"), trained("b")], tmp_path, {"baseline": "a", "rows": rows, "note": None}).text)
-    assert "b 1.886 −0.045 −0.051 to −0.039" in text
-    assert "Differences are against a" in text
-    assert "Paired comparison" not in page([trained("c")], tmp_path, {"baseline": "a", "rows": []}).text
+def test_a_comparison_without_rows_is_left_out(trained: Make, tmp_path: Path) -> None:
+    assert "Paired comparison" not in page([trained("c")], tmp_path, {"rows": []}).text
 
 
 def test_comparison_as_evaluation_gives_it(trained: Make, tmp_path: Path) -> None:

@@ -105,6 +105,11 @@ def describe(model: OpenModel, wanted: Wanted) -> dict[str, Any]:
     }
 
 
+def refuse_idle_samples(models: Sequence[OpenModel], wanted: Wanted) -> None:
+    if wanted.samples is not None and all(_scoring(model, wanted).kind != "monte_carlo_bound" for model in models):
+        raise Refusal(f"--samples {wanted.samples}: an exact likelihood is measured once; leave it out")
+
+
 def compare(models: Sequence[OpenModel], wanted: Wanted, say: Callable[[str], None]) -> Comparison:
     """Every run against the first, on their first corpus. A run not yet measured as wanted is measured now."""
     found = []

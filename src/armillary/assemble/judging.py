@@ -50,7 +50,6 @@ def judged(
         figures = {"name": model.run.name, **cost, **_figures([one.tokens for one in found], texts, judge)}
         stem = f"step{model.step:08d}-{name}-{fingerprint([sampler, n, seed, judge.run.name])[:8]}"
         folder = model.run.path / "evaluation" / "texts"
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{stem}.json", figures | {"texts": texts})
         out.append(figures)
     return out

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from armillary import registry
 from armillary.audit._finding import Finding
@@ -26,7 +27,7 @@ def audit(chosen: Sequence[str] = (), progress: Callable[[int, int], None] | Non
     names = [name for name in known if name in chosen or not chosen]
     found = []
     for n_done, name in enumerate(names, start=1):
-        found.append(importlib.import_module(f"armillary.{ROOM}.{name}").reproduce())
+        found.append(replace(importlib.import_module(f"armillary.{ROOM}.{name}").reproduce(), name=name))
         if progress is not None:
             progress(n_done, len(names))
     return found

@@ -37,12 +37,10 @@ def reproduce() -> Finding:
     mean_of_orders = float((texts.p * of_text.mean(1)).sum())
 
     return Finding(
-        name="bound_as_exact",
         about="the bound of a masked denoiser given as its likelihood, which is a mean of probabilities over orders",
         wrong=bound,
         right=exact,
         unit="nats/text",
-        error=None,
         is_caught="bound" in told and exact < bound - 1e-6 and abs(bound - mean_of_orders) < 1e-9,
         how_caught="a result has its kind, and a comparison of a bound with an exact figure says so",
         source="Ou et al. 2024, arXiv 2406.03736",

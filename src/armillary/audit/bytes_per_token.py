@@ -40,13 +40,11 @@ def reproduce() -> Finding:
         return math.isclose(bits_per_byte * len(test.encode()), code_bits, rel_tol=1e-6)
 
     return Finding(
-        name="bytes_per_token",
         about=f"bits per byte with the {bytes_per_token:.2f} bytes per token of the training text, on a test text that "
         f"has {len(test.encode()) / found.n_tokens:.2f}",
         wrong=wrong,
         right=right,
         unit="bits/byte",
-        error=None,
         is_caught=holds(right) and not holds(wrong),
         how_caught="bits per byte times the bytes of the file must be the length of the code",
         source="Gao et al. 2020, arXiv 2101.00027, section 3.1",

@@ -36,12 +36,10 @@ def reproduce() -> Finding:
         return all(check.holds for check in promised(network, objective, batch))
 
     return Finding(
-        name="double_shift",
         about="loss of a model trained on labels that were shifted twice, as its own training tells it",
         wrong=wrong,
         right=right,
         unit="nats/token",
-        error=None,
         is_caught=holds(sound) and not holds(shifted),
         how_caught="`armillary verify RUN --behaviour`: the next token must be likelier than the one after it",
         source="training scripts that shift labels for a model that shifts them itself",

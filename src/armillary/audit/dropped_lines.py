@@ -48,12 +48,10 @@ def reproduce() -> Finding:
         return math.isclose(figure, truth, rel_tol=1e-6)
 
     return Finding(
-        name="dropped_lines",
         about=f"{n_ends} of {n_events.total():,} words are ends of lines, and they are not scored",
         wrong=wrong,
         right=right,
         unit="word perplexity",
-        error=None,
         is_caught=holds(right) and not holds(wrong) and _are_refused(whole, dropped),
         how_caught="words and lines counted apart, and a comparison of the two texts is refused",
         source="Merity et al. 2016, arXiv 1609.07843",

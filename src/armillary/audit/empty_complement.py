@@ -28,13 +28,11 @@ def reproduce() -> Finding:
         return abs(nats - texts.entropy) < 1e-9
 
     return Finding(
-        name="empty_complement",
         about=f"bound of a perfect denoiser on texts of {texts.n_tokens} tokens with an entropy of "
         f"{texts.entropy:.4f} nats",
         wrong=wrong,
         right=right,
         unit="nats/text",
-        error=None,
         is_caught=holds(right) and not holds(wrong),
         how_caught="the bound of a perfect denoiser must be the entropy, by enumeration",
         source="Ou et al. 2024, arXiv 2406.03736",

@@ -39,7 +39,6 @@ def reproduce() -> Finding:
         return p_value(tokens, n_draws, p, 1 / N_STEPS) > P_VALUE
 
     return Finding(
-        name="float32_sampling",
         about=f"entropy of what one of {N_STEPS:,} steps reveals at V = {N_VOCAB:,}; by the formula it falls from "
         f"{_entropy(p):.2f} to {_entropy(law):.2f}, and {1 - N_STEPS * float(law.sum()):.0%} is not revealed at all",
         wrong=wrong,

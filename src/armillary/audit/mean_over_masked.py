@@ -38,7 +38,6 @@ def reproduce() -> Finding:
         return abs(nats - entropy) < 5 * error
 
     return Finding(
-        name="mean_over_masked",
         about=f"the bound divided by hidden tokens, of tokens with an entropy of {entropy:.4f} nats",
         wrong=wrong,
         right=right,

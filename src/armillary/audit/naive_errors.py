@@ -45,7 +45,6 @@ def reproduce() -> Finding:
         return abs(coverage - 95) <= 3
 
     return Finding(
-        name="naive_errors",
         about=f"how often a 95 % interval of the bound holds the true value, in {N_TRIALS} measurements",
         wrong=wrong,
         right=right,

@@ -33,7 +33,6 @@ def reproduce() -> Finding:
         return abs(coverage - 95) <= 3
 
     return Finding(
-        name="narrow_percentiles",
         about=f"how often a 95 % interval over {N_DOCUMENTS} documents holds the true value, in {N_TRIALS} trials",
         wrong=wrong,
         right=right,

@@ -36,13 +36,11 @@ def reproduce() -> Finding:
         return abs(nats - texts.entropy) < 0.01
 
     return Finding(
-        name="plain_posterior",
         about=f"bound of a perfect denoiser on texts of {texts.n_tokens} tokens with an entropy of "
         f"{texts.entropy:.4f} nats",
         wrong=wrong,
         right=right,
         unit="nats/text",
-        error=None,
         is_caught=holds(right) and not holds(wrong),
         how_caught="the bound of a perfect denoiser must be the entropy, by enumeration",
         source="arXiv 2605.22765; Schiff et al. 2024, arXiv 2412.10193, eq. 19",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -26,7 +27,7 @@ def audit(
     found = room.audit(mistakes or [], lambda done, total: screen.progress("mistakes made", done, total))
     screen.end_live()
     if as_json:
-        show_json([finding.as_json() for finding in found])
+        show_json([asdict(finding) for finding in found])
     else:
         rows = [
             {"mistake": f.name, "wrong": f.wrong, "right": f.right, "stderr": f.error, "unit": f.unit,

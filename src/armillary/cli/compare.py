@@ -41,6 +41,7 @@ def compare(
         raise Refusal("compare: give two runs or more")
     wanted = evaluating.Wanted(split, window, stride, root=root, samples=samples, exact=exact, n_tokens=tokens)
     models = [build.open_model(open_run(run, root), checkpoint, device, overrides or []) for run in runs]
+    evaluating.refuse_idle_samples(models, wanted)
     if dry_run:
         rows = zip(runs, evaluating.stored(models, wanted), strict=True)
         show_json([{"run": run, "scores": str(path), "is_measured": is_there} for run, (path, is_there) in rows])

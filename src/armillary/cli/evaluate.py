@@ -13,7 +13,6 @@ import typer
 
 from armillary.cli.options import Checkpoint, Data, Device, DryRun, Json, LogLevel, Root, RunName, Set
 from armillary.cli.screen import Screen, seconds, show_json
-from armillary.refusal import Refusal
 
 Samples = Annotated[int | None, typer.Option(min=2, help="Passes over the text, for a bound; 8 unless told otherwise.")]
 Exact = Annotated[
@@ -50,9 +49,8 @@ def evaluate(
 
     screen = Screen(log_level)
     model = build.open_model(open_run(run, root), checkpoint, device, overrides or [])
-    if samples is not None and (exact or model.parts.objective.kind != "monte_carlo_bound"):
-        raise Refusal(f"--samples {samples}: an exact likelihood is measured once; leave it out")
     wanted = evaluating.Wanted(split, window, stride, references, None, root, samples, exact, tokens)
+    evaluating.refuse_idle_samples([model], wanted)
     if dry_run:
         told = evaluating.describe(model, wanted) | {"data": str(data) if data is not None else None}
         show_json(told | ({"network_rows": None} if data is not None else {}))  # that text is not packed yet

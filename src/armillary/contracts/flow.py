@@ -5,6 +5,7 @@ Units are nats. t = 0 is clean, t = 1 fully corrupted. `log_p` is normalised, `l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -49,24 +50,16 @@ class Batch:
     segments: Int[Tensor, "B T1"] | None = None
     positions: Int[Tensor, "B T1"] | None = None
 
-    def rows(self, part: slice) -> Batch:
-        """Some of the rows: a micro-batch, or a rank's share."""
-
-        def cut(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[part]
-
-        return Batch(self.tokens[part], self.scored[part], cut(self.segments), cut(self.positions))
+    def rows(self, which: slice | Tensor) -> Batch:
+        """Some of the rows: a micro-batch, a rank's share, or those of these numbers."""
+        return self._each(lambda x: x[which])
 
     def to(self, device: torch.device) -> Batch:
-        def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device, non_blocking=True)
+        return self._each(lambda x: x.to(device, non_blocking=True))
 
-        return Batch(
-            self.tokens.to(device, non_blocking=True),
-            self.scored.to(device, non_blocking=True),
-            move(self.segments),
-            move(self.positions),
-        )
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        told = (None if x is None else change(x) for x in (self.segments, self.positions))
+        return Batch(change(self.tokens), change(self.scored), *told)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Source: Efron & Tibshirani 1993, chapters 13 and 16; Hesterberg 2015, arXiv 1411
 from __future__ import annotations
 
 import math
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from armillary import artefact
 from armillary.records import SCORED_FIELDS, Kind, Likelihood, perplexity
 from armillary.refusal import Refusal
 from armillary.run_folder import finite, read_json, write_json
@@ -129,12 +129,8 @@ def save_scores(folder: Path, stem: str, scores: Scores) -> Path:
     path = folder / f"{stem}.json"
     if fault := _fault(scores):
         raise Refusal(f"{path}: {fault}; evaluate again")
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = path.with_name(f"{stem}.npz")
-    beside = path.with_name(f".{stem}.npz.{os.getpid()}")
-    with beside.open("wb") as file:
+    with artefact.replacing(path.with_name(f"{stem}.npz")) as beside, beside.open("wb") as file:
         np.savez(file, nats=scores.nats, tokens=scores.tokens, words=scores.words, bytes=scores.bytes)
-    beside.replace(arrays)
     write_json(path, {"name": scores.name} | scores.likelihood.as_json())
     return path
 

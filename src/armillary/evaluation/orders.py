@@ -122,7 +122,7 @@ class InOrder:
         nats = torch.zeros(where.shape, dtype=torch.float64)
         for first in range(0, len(rows), self.batch_rows):
             row, now = rows[first : first + self.batch_rows], step[first : first + self.batch_rows, None]
-            found = self.judge.score_where(network, _take(batch, row), rank[row] >= now, rank[row] == now)
+            found = self.judge.score_where(network, batch.rows(row), rank[row] >= now, rank[row] == now)
             nats.index_add_(0, row.cpu(), found.cpu().double())
             self.tick(len(row))
         return nats
@@ -132,7 +132,7 @@ class InOrder:
         nats = torch.zeros(hidden.shape, dtype=torch.float64)
         while hidden.any():
             rows = hidden.any(1).nonzero()[:, 0]
-            part, unseen = _take(batch, rows), hidden[rows]
+            part, unseen = batch.rows(rows), hidden[rows]
             likeliest, own = self._look(network, part, unseen)
             sure = torch.full(unseen.shape, -torch.inf, dtype=likeliest.dtype, device=unseen.device)
             sure[unseen] = likeliest
@@ -192,10 +192,3 @@ def _first_largest(values: Float[Tensor, "B T"], block: int) -> Bool[Tensor, "B 
 
 def _likeliest_and_own(log_p: Float[Tensor, "n V"], tokens: Int[Tensor, " n"]) -> Float[Tensor, "n 2"]:
     return torch.stack([log_p.amax(1), log_p.gather(1, tokens[:, None]).squeeze(1)], dim=1)
-
-
-def _take(batch: Batch, rows: Int[Tensor, " n"]) -> Batch:
-    def take(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x[rows]
-
-    return Batch(batch.tokens[rows], batch.scored[rows], take(batch.segments), take(batch.positions))

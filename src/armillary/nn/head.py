@@ -42,7 +42,7 @@ class VocabularyHead:
         weights: Float[Tensor, " n"] | None = None,
         label_smoothing: float = 0.0,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " n"]]:
-        total, nats = _WeightedNll.apply(rows, self.weight, targets, weights, label_smoothing, CHUNK)  # type: ignore[misc]
+        total, nats = _WeightedNll.apply(rows, self.weight, targets, weights, label_smoothing)  # type: ignore[misc]
         return total, nats
 
     def reduce(
@@ -91,7 +91,6 @@ class _WeightedNll(torch.autograd.Function):
         targets: Tensor,
         weights: Tensor | None,
         label_smoothing: float,
-        chunk: int,
     ) -> tuple[Tensor, Tensor]:
         dtype = _compute_dtype(rows, weight)
         total_dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -102,8 +101,8 @@ class _WeightedNll(torch.autograd.Function):
             d_weight = torch.zeros_like(weight, dtype=total_dtype) if keeps else None
             nats = torch.empty(rows.shape[0], device=rows.device, dtype=total_dtype)
             losses = torch.empty_like(nats)
-            for start in range(0, rows.shape[0], chunk):
-                part = slice(start, start + chunk)
+            for start in range(0, rows.shape[0], CHUNK):
+                part = slice(start, start + CHUNK)
                 r, y = rows[part].to(dtype), targets[part]
                 # log_softmax is one pass where logsumexp, subtraction and exp are a dozen over memory.
                 log_p = torch.log_softmax((r @ w.T).to(total_dtype), dim=-1)
@@ -131,4 +130,4 @@ class _WeightedNll(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         d_rows, d_weight = ctx.saved_tensors
-        return d_rows * grads[0], d_weight * grads[0], None, None, None, None
+        return d_rows * grads[0], d_weight * grads[0], None, None, None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.resources
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from armillary.refusal import Refusal
 from armillary.reporting import formats, plots, results, tables
-from armillary.run_folder import RunFolder
+from armillary.run_folder import RunFolder, write_text
 
 if TYPE_CHECKING:
     from armillary.reporting.plots import History
@@ -40,12 +39,8 @@ def write_report(runs: Sequence[RunFolder], target: Path, comparison: Mapping[st
     for run in runs:
         if not run.exists():
             raise Refusal(f"{run.path}: holds no recipe.yaml, so it is not a run; give the folder of a run")
-    html = _render(_contents(runs, comparison))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    # A sampler may leave half of a surrogate pair, which UTF-8 cannot hold.
-    beside.write_text(html, encoding="utf-8", errors="replace")
-    beside.replace(target)
+    # A sampler may leave half of a surrogate pair.
+    write_text(target, _render(_contents(runs, comparison)), errors="replace")
     return target
 
 
@@ -220,7 +215,7 @@ def _side_by_side(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str
 
 
 def _corpora(run: RunFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("name", "folder", "fingerprint", "boundary", "split_rule")
+    keys = ("name", "folder", "fingerprint", "boundary")
     return {
         "rows": tables.corpus_rows(run),
         "about": [
@@ -240,12 +235,11 @@ def _comparison(comparison: Mapping[str, Any] | None) -> dict[str, Any] | None:
     rows = tables.comparison_rows(comparison or {})
     if not comparison or not rows:
         return None
-    notes = comparison.get("notes") or [comparison.get("note")]
     return {
         "heads": [formats.title(key) for key in rows[0]],
         "rows": [(row.get("name"), [formats.cell(key, value) for key, value in row.items()]) for row in rows],
-        "baseline": comparison.get("baseline") or rows[0].get("name"),
-        "notes": [note for note in notes if note],
+        "baseline": rows[0].get("name"),
+        "notes": comparison.get("notes") or [],
     }
 
 

@@ -124,8 +124,8 @@ def comparison_rows(comparison: Mapping[str, Any]) -> list[Row]:
     rows = []
     for row in comparison.get("rows") or []:
         row = dict(row)
-        row[f"difference_bits_per_{unit}"] = row.get(f"difference_bits_per_{unit}", row.get("difference_bits"))
-        row["interval_difference"] = row.get("interval_difference", row.get("interval_difference_bits"))
+        row[f"difference_bits_per_{unit}"] = row.get("difference_bits")
+        row["interval_difference"] = row.get("interval_difference_bits")
         row[f"stderr_bits_per_{unit}"] = row.get("stderr_bits") or None
         row["order"] = (row.get("how") or {}).get("order")
         rows.append(row)
