@@ -117,7 +117,7 @@ class Sampling(Section):
     """Samples written while training, and what `sample` does where it is not told otherwise.
 
     sampler: None takes what fits the objective. max_new_tokens: of a text; None: what the sampler says, or 64.
-    precision and compile are those of `sample`: compiling costs ten seconds once, and decodes thrice as fast.
+    precision and compile are those of `sample`: compiling costs ten seconds, and decodes thrice as fast.
     """
 
     prompts: list[str] = Field(default=[""], min_length=1)

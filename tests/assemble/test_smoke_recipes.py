@@ -12,8 +12,8 @@ from armillary.records import Step
 from armillary.run_folder import RunFolder
 
 
-@pytest.mark.parametrize("name", ["perigee-smoke", "bijective-smoke"])
-def test_the_loss_falls_and_a_sample_is_text(name, text_file, tmp_path):
+@pytest.mark.parametrize(("name", "n_steps"), [("perigee-smoke", 16), ("bijective-smoke", 40)])
+def test_the_loss_falls_and_a_sample_is_text(name, n_steps, text_file, tmp_path):
     own_text = name == "bijective-smoke"  # the embedded corpus; Perigee wants WikiText-2
     request = training.Request(name, [], None if own_text else text_file, name=name, root=tmp_path)
     happenings = training.start(training.check(request), lambda line: None).happenings()
@@ -21,7 +21,7 @@ def test_the_loss_falls_and_a_sample_is_text(name, text_file, tmp_path):
     assert sum(losses[-4:]) < sum(losses[:4])
     run = RunFolder(tmp_path / "runs" / name)
     records = run.metrics("train")
-    assert records[-1]["step"] == len(losses)
+    assert records[-1]["step"] == len(losses) == n_steps
     assert {"time", "epoch", "step", "loss", "grad_norm", "learning_rate"} <= {*records[0]}
     facts = run.facts()["corpora"]
     (n_rows,) = (corpus["splits"]["train"]["n_rows"] for corpus in facts.values())
@@ -34,7 +34,12 @@ def test_the_loss_falls_and_a_sample_is_text(name, text_file, tmp_path):
         "seed": run.recipe()["seed"],
         "tokenizer_sha256": model.tokenizer_sha256,
     }
-    told = inspecting.inspect(model, tmp_path)["objective"]
+    found = inspecting.inspect(model, tmp_path)
+    told = found["objective"]
+    assert found["training"]["best_kind"] == told["kind"]
+    if own_text:  # measured where its latents lie
+        assert found["details"]["measured_on"].endswith("at the means of their latents")
+        assert found["details"]["log_det"] != 0 and found["details"]["reconstruction_error"] < 1e-4
     assert told["kind"] == "monte_carlo_bound"
     assert own_text == (told.get("kind_of_each_term") == {"denoising": told["kind"], "flow": told["kind"]})
     prompts = ["the of", "in", ""]

@@ -10,8 +10,10 @@ import pytest
 
 PROGRAM = """
 import torch
+from armillary.backbones.bijective import Bijective
 from armillary.backbones.gpt import Gpt
 from armillary.backbones.llama import Llama
+from armillary.backbones.perigee import Perigee
 from armillary.model.network import LanguageNetwork
 from armillary.model.next_token import CachedNextToken
 
@@ -19,6 +21,8 @@ torch.set_num_threads(1)
 shapes = {
     "gpt": Gpt(d_model=32, n_layers=2, n_heads=2, max_length=64),
     "llama": Llama(d_model=32, n_layers=2, n_heads=4, n_kv_heads=2),
+    "perigee": Perigee(model_dim=32, num_layers=2, num_heads=2, oscillator_count=4, window=4),
+    "bijective": Bijective(d_model=32, n_layers=2, n_heads=2, coupling="affine"),
 }
 for name, shape in shapes.items():
     for n_slots in (1, 3):

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from pydantic import Field
 
+from armillary import artefact
 from armillary import recipe as recipes
 from armillary.assemble import parts as parts_of
 from armillary.assemble.build import OpenModel
@@ -114,7 +115,10 @@ def start(
     rows = Windows(prepared.packed["text"].split("train"))
     parts = parts_of.resolve(recipes.merge(raw, {"training": options.training(rows, accelerator)}))
     run = RunFolder(Path(broadcast_object_list([str(folder)])[0]))
-    start_from = None if before is None else before.run.checkpoint(before.step)
+    start_from = None
+    if before is not None:
+        start_from = before.run.checkpoint(before.step)
+        artefact.read(start_from, "checkpoint")
     return TrainingRun(parts, prepared, run, accelerator, start_from=start_from)
 
 
