@@ -1,4 +1,4 @@
-"""Real signals to real processes: SIGINT saves and exits 130, SIGKILL loses nothing that was saved."""
+"""Real signals to real processes: SIGINT saves and exits 130, and several ranks do as one. SIGKILL: tests/trust."""
 
 from __future__ import annotations
 
@@ -64,26 +64,6 @@ def test_sigint_saves_where_it_is_and_the_resumed_run_is_equal(whole, small_reci
     assert int(saved[-1].name[5:]) == n_steps(tmp_path)
     assert run(small_recipe, tmp_path).returncode == 0
     assert all(torch.equal(w, weights(tmp_path)[name]) for name, w in weights(whole).items())
-
-
-def test_sigkill_at_chosen_moments_and_the_resumed_run_is_equal(whole, small_recipe, tmp_path):
-    checkpoints = tmp_path / "runs" / "small" / "checkpoints"
-    moments = {
-        "while packing": lambda: any((tmp_path / "artefacts" / "packed").glob(".*writing*")),
-        "in the first steps": lambda: n_steps(tmp_path) >= 2,
-        "while a checkpoint is written": lambda: any(checkpoints.glob(".*writing*")) and len(saved(checkpoints)) >= 1,
-        "after some more steps": lambda: len(saved(checkpoints)) >= 2,
-    }
-    for moment in moments.values():
-        assert strike(small_recipe, tmp_path, moment, signal.SIGKILL) == -signal.SIGKILL
-    found = run(small_recipe, tmp_path)
-    assert found.returncode == 0, found.stderr
-    assert all(torch.equal(w, weights(tmp_path)[name]) for name, w in weights(whole).items())
-    assert not list(checkpoints.glob(".*"))
-
-
-def saved(checkpoints: Path) -> list[Path]:
-    return list(checkpoints.glob("step-*"))
 
 
 PLAIN = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "{port}"]
