@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from armillary.system import describe
+from armillary.system import describe, peak_bytes
 
 RESULTS = Path(__file__).parent / "results"
 KEPT_ALLOCATOR, SYSTEM_ALLOCATOR = "kept", "system"
@@ -40,7 +39,7 @@ def work(contender: Callable[[], Iterator[int]], allocator: str) -> None:
         start = time.perf_counter()
         n_tokens = next(rounds)
         _answer({"tokens_per_second": n_tokens / (time.perf_counter() - start)})
-    _answer({"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
+    _answer({"peak_bytes": peak_bytes()})
 
 
 def compete(program: str, names: Sequence[str], n_rounds: int) -> dict[str, dict[str, Any]]:

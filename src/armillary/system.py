@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import re
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,19 @@ def describe() -> dict[str, Any]:
         "device_name": torch.cuda.get_device_name() if gpu()[0] == "cuda" else _processor(),
         "allocator": allocator.state(),
     }
+
+
+def peak_bytes() -> int | None:
+    """The most memory this process has had, None where the system does not say. Linux's getrusage goes on from what the
+    process had that started it."""
+    status = Path("/proc/self/status")
+    if status.is_file() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024
+    with contextlib.suppress(ImportError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return None
 
 
 def diagnose(root: Path) -> dict[str, Any]:

@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,12 +27,12 @@ import numpy as np
 import prototype
 import yaml
 
+from armillary import system
 from armillary.allocator import keep_memory
 from armillary.assemble import build, evaluating, judging, parts, planning, sampling, training
 from armillary.evaluation import comparison
 from armillary.model.network import count_parameters
 from armillary.run_folder import RunFolder, read_json, write_json, write_text
-from armillary.system import describe
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "autoregressive": {"name": "autoregressive"},
@@ -115,7 +114,7 @@ def articles(asked: argparse.Namespace) -> Path:
 def kept(path: Path, make: Any) -> Any:
     """What was measured already, or is now, with the machine that did it."""
     if not path.is_file():
-        machine = describe()
+        machine = system.describe()
         write_json(path, {**make(), "machine": {name: machine[name] for name in MACHINE}})
     return read_json(path)
 
@@ -237,9 +236,9 @@ def some_steps(objective: str, backbone: str, asked: argparse.Namespace) -> plan
 
 def peak_bytes(objective: str, backbone: str, asked: argparse.Namespace) -> dict[str, int]:
     """Of this process, with glibc's allocator as it is: what its steps add to what importing everything took."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = system.peak_bytes() or 0
     some_steps(objective, backbone, asked)
-    return {"peak_bytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024}
+    return {"peak_bytes": (system.peak_bytes() or 0) - before}
 
 
 def likelihoods(cells: Cells, references: dict[str, Any]) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ from pydantic import Field
 
 from armillary.benches._found import Desk, Found
 from armillary.benches._shaped import Shaped, rows_of
+from armillary.system import peak_bytes
 
 
 class Memory(Shaped):
@@ -51,9 +51,9 @@ def reading(fields: dict[str, Any], base: str, recomputes: bool) -> dict[str, An
     bench = Memory.model_validate(fields)
     parts = bench.parts(base, bench.window, activation_checkpointing=recomputes)
     keep_memory()  # as the command does
-    before, on_gpu = _peak_bytes(), bench.place.type == "cuda"
+    before, on_gpu = peak_bytes(), bench.place.type == "cuda"
     found = planning.measure_steps(parts, bench.n_vocab, rows_of(bench.batch_tokens, bench.window))
-    peak = torch.cuda.max_memory_allocated() if on_gpu else _peak_bytes()
+    peak = torch.cuda.max_memory_allocated() if on_gpu else peak_bytes()
     return {
         "base": base,
         "activations": "computed again" if recomputes else "kept",
@@ -63,16 +63,6 @@ def reading(fields: dict[str, Any], base: str, recomputes: bool) -> dict[str, An
         "seconds_a_step": found.seconds,
         "device": bench.place.type,
     }
-
-
-def _peak_bytes() -> int | None:
-    """Of this process; None where the system does not say."""
-    with contextlib.suppress(ImportError):
-        import resource
-        import sys
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return None
 
 
 def _saved(kept: dict[str, Any], recomputed: dict[str, Any]) -> dict[str, float | None]:
