@@ -7,6 +7,7 @@ the work of that round (tokens). Only one process works at a time.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,9 @@ def write(name: str, readings: dict[str, Any], command: str) -> Path:
     """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    machine = describe() | {"transformers": version("transformers"), "n_cores": os.cpu_count()}
+    machine = describe() | {"n_cores": os.cpu_count()}
+    with contextlib.suppress(PackageNotFoundError):  # only some have it for a contender
+        machine["transformers"] = version("transformers")
     before = json.loads(path.read_text()) if path.is_file() else {}
     if before.get("machine") == machine:
         readings = before["readings"] | readings

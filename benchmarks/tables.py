@@ -141,7 +141,8 @@ def _speed(speeds: Sequence[float]) -> str:
 def _with_machine(lines: Sequence[str], results: dict[str, Any]) -> str:
     m = results["machine"]
     about = f"`{results['command'].strip()}`, {m['n_cores']} cores of {m['processor']} ({m['cpu_capability']}), Python "
-    about += f"{m['python']}, torch {m['torch']}, transformers {m['transformers']}"
+    about += f"{m['python']}, torch {m['torch']}"
+    about += f", transformers {m['transformers']}" if "transformers" in m else ""
     return "\n".join([*lines, "", about + "."])
 
 

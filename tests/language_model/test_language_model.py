@@ -14,10 +14,12 @@ from types import MappingProxyType
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 import armillary
 from armillary import LanguageModel, TextData
 from armillary.cli import main
+from armillary.language_model.fitting import FitOptions
 from armillary.refusal import ArmillaryWarning, Refusal
 from armillary.registry import names
 
@@ -133,6 +135,8 @@ def test_every_train_option_is_in_the_recipe(data, tmp_path):
     assert training["optimizer"]["learning_rate"] == 3e-3 and training["optimizer"]["weight_decay"] == 0.3
     assert training["schedule"]["warmup"] == 2 and recipe["seed"] == 1337
     assert recipe["packing"]["isolate_documents"] == "padded" and recipe["packing"]["window"] == 40
+    options = FitOptions(epochs=1, batch_tokens=400, lr=1e-3, amp="fp32", ddp="auto", compile=True)
+    assert options.training(data.dataset, Accelerator(cpu=True))["compile"] and not training["compile"]
     everything = LanguageModel(**SHAPE).fit(data, amp="fp32")  # a step reads no more than there is
     assert (everything.run.recipe()["training"]["batch_rows"], everything.run.facts()["steps"]) == (len(data), 1)
 
